@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+# The two commands of a newcomer, on a fresh Debian 12 as root: `make demo` and `make test`.
+BUILD := build/release
+BINARY := $(BUILD)/src/daemon/vramswap
+
+.PHONY: all build demo test test-release test-asan test-tsan test-clang deps test-deps clean
+
+all: build
+
+deps:
+	tools/install_deps.sh build
+test-deps:
+	tools/install_deps.sh build test
+
+build:
+	cmake --preset release >/dev/null
+	cmake --build --preset release --target vramswap
+
+demo: deps build
+	$(BINARY) demo
+
+# Everything this machine can run; the release tests come last, so that their closing lines end the output.
+test: test-deps test-clang test-asan test-tsan test-release
+
+test-release:
+	cmake --preset release -DVRAMSWAP_TESTS=ON >/dev/null
+	cmake --build --preset release
+	tools/run_ctest.sh $(BUILD)
+
+# Model, unit and contract tests with AddressSanitizer and UndefinedBehaviorSanitizer.
+test-asan:
+	cmake --preset asan -DVRAMSWAP_TESTS=ON >/dev/null
+	cmake --build --preset asan --target sanitizer_tests
+	tools/run_ctest.sh build/asan -L sanitizer
+
+test-tsan:
+	cmake --preset tsan -DVRAMSWAP_TESTS=ON >/dev/null
+	cmake --build --preset tsan --target sanitizer_tests
+	tools/run_ctest.sh build/tsan -L sanitizer
+
+# clang's thread-safety analysis of the product, as errors.
+test-clang:
+	cmake --preset clang >/dev/null
+	cmake --build --preset clang
+
+clean:
+	rm -rf build

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+# Libraries, linked statically. fmt, CLI11 and nlohmann-json are used as headers. The GPU vendors' libraries are
+# opened at run time and are not needed to build.
+find_package(Threads REQUIRED)
+
+function(vs_static_library target header archive)
+  find_path(${target}_INCLUDE ${header} REQUIRED)
+  find_library(${target}_ARCHIVE ${archive} REQUIRED)
+  add_library(${target} INTERFACE IMPORTED GLOBAL)
+  target_include_directories(${target} SYSTEM INTERFACE ${${target}_INCLUDE})
+  target_link_libraries(${target} INTERFACE ${${target}_ARCHIVE})
+endfunction()
+
+vs_static_library(dep_fuse3 fuse3/fuse_lowlevel.h libfuse3.a)
+target_link_libraries(dep_fuse3 INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
+vs_static_library(dep_xxhash xxhash.h libxxhash.a)

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+#include "cli/commands.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+
+#include "sys/process.h"
+#include "sys/swap_area.h"
+
+namespace vramswap {
+namespace {
+
+template <typename Options>
+void add_json(CLI::App& command, Options& options) {
+    command.add_flag_callback("--json", [&options] { options.output = Output::json; }, "Print JSON");
+}
+
+void add_up(CLI::App& app, UpOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("up", "Bring a device up and use it as swap");
+    c->add_option("NAME", o.name, "Name of the device")->capture_default_str();
+    c->add_option("--size", o.size, "Size, such as 6G, or 80% of the VRAM that is free")->capture_default_str();
+    c->add_option("--gpu", o.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
+    c->add_option("--frontend", o.frontend, "auto, loop")->capture_default_str();
+    c->add_option("--priority", o.priority, "Swap priority, 0 to 32767")
+        ->check(CLI::Range(0, kSwapPriorityMax))
+        ->capture_default_str();
+    c->add_option("--threads", o.threads, "I/O threads; 0 = chosen")->check(CLI::Range(0, 64))->capture_default_str();
+    c->add_flag_callback("--no-swapon", [&o] { o.swapon = UpOptions::Swapon::no; }, "Only the block device");
+    c->add_flag_callback("--dry-run", [&o] { o.run = UpOptions::Run::dry; }, "Show what would be done");
+    c->callback([&] { exit_status = run_up(o); });
+}
+
+void add_down(CLI::App& app, DownOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("down", "Swap a device off and take it down");
+    c->add_option("NAME", o.name, "Name of the device; may be left out if there is one");
+    c->callback([&] { exit_status = run_down(o); });
+}
+
+void add_status(CLI::App& app, StatusOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("status", "Show the devices");
+    c->add_option("NAME", o.name, "Only this device");
+    c->add_option("-o,--output", o.columns, "Columns, comma-separated; `-o help` lists them");
+    add_json(*c, o);
+    c->callback([&] { exit_status = run_status(o); });
+}
+
+void add_doctor(CLI::App& app, DoctorOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("doctor", "Say what this machine can do and what stands in the way");
+    add_json(*c, o);
+    c->callback([&] { exit_status = run_doctor(o); });
+}
+
+void add_bench(CLI::App& app, BenchOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("bench", "Measure the store beside the GPU's own ceiling");
+    c->add_option("--gpu", o.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
+    c->add_option("--seconds", o.seconds, "For each measurement")->check(CLI::Range(0.05, 60.0))->capture_default_str();
+    add_json(*c, o);
+    c->callback([&] { exit_status = run_bench(o); });
+}
+
+void add_demo(CLI::App& app, DemoOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("demo", "Swap real memory to the GPU and back, check every byte, clean up");
+    c->add_option("--gpu", o.gpu, "auto (sim if there is no GPU), cuda:0, sim, ...")->capture_default_str();
+    c->add_option("--frontend", o.frontend, "auto, loop")->capture_default_str();
+    c->add_option("--size", o.size, "Of the device")->capture_default_str();
+    c->add_option("--data", o.data, "How much memory is written and read back")->capture_default_str();
+    add_json(*c, o);
+    c->callback([&] { exit_status = run_demo(o); });
+}
+
+}  // namespace
+
+int report(const Error& error) {
+    Error without_hint = error;
+    without_hint.hint.clear();
+    fmt::print(stderr, "vramswap: {}\n", without_hint.text());
+    if (!error.hint.empty()) fmt::print(stderr, "  {}\n", error.hint);
+    switch (error.code) {
+        case Errc::usage: return kExitUsage;
+        case Errc::unavailable: return kExitUnavailable;
+        default: return kExitFailed;
+    }
+}
+
+Result<void> require_root(const char* what) {
+    if (is_root()) return {};
+    return Error{Errc::failed, 0, fmt::format("{} needs root", what), "Run it with sudo"};
+}
+
+int run_command(int argc, char** argv) {
+    // A process at the other end of a pipe that died is an error to report, not a reason to die without cleaning up.
+    ::signal(SIGPIPE, SIG_IGN);
+    CLI::App app{"Idle GPU memory as a Linux swap device", "vramswap"};
+    app.require_subcommand(1);
+    app.set_version_flag("--version", "vramswap " VRAMSWAP_VERSION);
+    int exit_status = kExitDone;
+    UpOptions up;
+    DownOptions down;
+    StatusOptions status;
+    DoctorOptions doctor;
+    BenchOptions bench;
+    DemoOptions demo;
+    add_up(app, up, exit_status);
+    add_down(app, down, exit_status);
+    add_status(app, status, exit_status);
+    add_doctor(app, doctor, exit_status);
+    add_bench(app, bench, exit_status);
+    add_demo(app, demo, exit_status);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        return app.exit(e) == 0 ? kExitDone : kExitUsage;
+    } catch (const std::exception& e) {
+        return report({Errc::failed, 0, e.what()});
+    }
+    return exit_status;
+}
+
+}  // namespace vramswap

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+// The commands of vramswap(8): what each one is asked for, and the function that does it. Each runs in a process of its
+// own, single-threaded, may block and allocate. They print to standard output, errors to standard error, and return the
+// exit status: 0 done, 1 failed, 2 wrong usage, 77 cannot run on this machine.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace vramswap {
+
+inline constexpr int kExitDone = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+inline constexpr int kExitUnavailable = 77;
+
+enum class Output : std::uint8_t { table, json };
+
+struct UpOptions {
+    std::string name = "vram0";
+    std::string size = "80%";
+    std::string gpu = "auto";
+    std::string frontend = "auto";
+    int priority = 32767;
+    std::uint32_t threads = 0;
+    enum class Swapon : std::uint8_t { yes, no } swapon = Swapon::yes;
+    enum class Run : std::uint8_t { real, dry } run = Run::real;
+};
+struct DownOptions {
+    std::string name;  ///< empty: the only one there is
+};
+struct StatusOptions {
+    std::string name;  ///< empty: all
+    Output output = Output::table;
+    std::string columns;  ///< comma-separated; empty: the usual ones
+};
+struct DoctorOptions {
+    Output output = Output::table;
+};
+struct BenchOptions {
+    std::string gpu = "auto";
+    double seconds = 1.0;  ///< for each measurement
+    Output output = Output::table;
+};
+struct DemoOptions {
+    std::string gpu = "auto";
+    std::string frontend = "auto";
+    std::string size = "1G";
+    std::string data = "512M";
+    Output output = Output::table;
+};
+
+int run_up(const UpOptions& options);
+int run_down(const DownOptions& options);
+int run_status(const StatusOptions& options);
+int run_doctor(const DoctorOptions& options);
+int run_bench(const BenchOptions& options);
+int run_demo(const DemoOptions& options);
+
+/// Reads the command line and runs the command.
+int run_command(int argc, char** argv);
+
+/// "vramswap: …" with the hint on a line of its own; returns the exit status that belongs to the error.
+int report(const Error& error);
+/// Error unless the caller is root.
+Result<void> require_root(const char* what);
+
+}  // namespace vramswap

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+#include "ctl/messages.h"
+
+#include <nlohmann/json.hpp>
+#include <type_traits>
+
+namespace vramswap {
+namespace {
+
+using Json = nlohmann::json;
+
+/// Runs a conversion; any surprise in the text becomes an Error.
+template <typename Convert>
+auto guarded(std::string_view text, const char* what, Convert convert) -> Result<decltype(convert(Json()))> {
+    try {
+        return convert(Json::parse(text));
+    } catch (const Json::exception& e) {
+        return Error{Errc::failed, 0, std::string("cannot understand ") + what + ": " + e.what()};
+    }
+}
+
+/// Lists the fields of a message once; used to write and to read it.
+template <typename C, typename Visit>
+    requires std::is_same_v<std::remove_const_t<C>, DeviceConfig>
+void fields(C& c, Visit visit) {
+    visit("name", c.name);
+    visit("size_bytes", c.size);
+    visit("gpu", c.gpu);
+    visit("frontend", c.frontend);
+    visit("threads", c.threads);
+    visit("segment_bytes", c.segment);
+    visit("stage_bytes", c.stage);
+}
+
+template <typename S, typename Visit>
+    requires std::is_same_v<std::remove_const_t<S>, DeviceStatus>
+void fields(S& s, Visit visit) {
+    visit("name", s.name);
+    visit("state", s.state);
+    visit("problem", s.problem);
+    visit("device", s.device);
+    visit("frontend", s.frontend);
+    visit("gpu", s.gpu);
+    visit("gpu_name", s.gpu_name);
+    visit("guardian_pid", s.guardian_pid);
+    visit("worker_pid", s.worker_pid);
+    visit("size_bytes", s.size);
+    visit("stored_bytes", s.stored);
+    visit("vram_bytes", s.vram);
+    visit("dirty_bytes", s.dirty);
+    visit("ram_bytes", s.ram);
+    visit("pages_read", s.pages_read);
+    visit("pages_written", s.pages_written);
+    visit("pages_discarded", s.pages_discarded);
+    visit("zero_pages_written", s.zero_pages_written);
+    visit("pages_read_stage", s.pages_read_stage);
+    visit("pages_read_gpu", s.pages_read_gpu);
+    visit("pages_flushed", s.pages_flushed);
+    visit("reread_pages", s.reread_pages);
+    visit("read_errors", s.read_errors);
+    visit("writes_refused", s.writes_refused);
+    visit("flush_errors", s.flush_errors);
+    visit("swap", s.swap);
+    visit("swap_used_bytes", s.swap_used);
+    visit("priority", s.priority);
+}
+
+template <typename G, typename Visit>
+    requires std::is_same_v<std::remove_const_t<G>, ProbedGpu>
+void fields(G& g, Visit visit) {
+    visit("selector", g.selector);
+    visit("backend", g.backend);
+    visit("name", g.name);
+    visit("uuid", g.uuid);
+    visit("pci", g.pci);
+    visit("driver", g.driver);
+    visit("kind", g.kind);
+    visit("refusal", g.refusal);
+    visit("total_bytes", g.total);
+    visit("free_bytes", g.free);
+    visit("display_attached", g.display_attached);
+}
+
+template <typename P, typename Visit>
+    requires std::is_same_v<std::remove_const_t<P>, ProbedPart>
+void fields(P& p, Visit visit) {
+    visit("name", p.name);
+    visit("problem", p.problem);
+}
+
+template <typename T>
+Json object_of(const T& message) {
+    Json j = Json::object();
+    fields(message, [&j](const char* key, const auto& value) {
+        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, Bytes>)
+            j[key] = value.n;
+        else
+            j[key] = value;
+    });
+    return j;
+}
+
+template <typename T>
+T read_object(const Json& j) {
+    T message;
+    fields(message, [&j](const char* key, auto& value) {
+        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, Bytes>)
+            value.n = j.at(key).template get<std::uint64_t>();
+        else
+            j.at(key).get_to(value);
+    });
+    return message;
+}
+
+template <typename T>
+Json list_of(const std::vector<T>& items) {
+    Json list = Json::array();
+    for (const auto& item : items) list.push_back(object_of(item));
+    return list;
+}
+
+template <typename T>
+std::vector<T> read_list(const Json& list) {
+    std::vector<T> items;
+    for (const auto& item : list) items.push_back(read_object<T>(item));
+    return items;
+}
+
+Json error_object(const Error& e) {
+    return {{"code", static_cast<int>(e.code)}, {"sys", e.sys}, {"message", e.message}, {"hint", e.hint}};
+}
+
+void read_error(const Json& j, Error& e) {
+    const int code = j.at("code").get<int>();
+    e.code = code >= 0 && code <= static_cast<int>(Errc::gpu_lost) ? static_cast<Errc>(code) : Errc::failed;
+    j.at("sys").get_to(e.sys);
+    j.at("message").get_to(e.message);
+    j.at("hint").get_to(e.hint);
+}
+
+}  // namespace
+
+std::string to_json(const DeviceConfig& config) { return object_of(config).dump(); }
+
+Result<DeviceConfig> parse_device_config(std::string_view text) {
+    return guarded(text, "the device configuration", read_object<DeviceConfig>);
+}
+
+std::string to_json(const DeviceStatus& status) { return object_of(status).dump(); }
+
+Result<DeviceStatus> parse_device_status(std::string_view text) {
+    return guarded(text, "a device's status", read_object<DeviceStatus>);
+}
+
+std::string to_json(const Probe& p) {
+    return Json{{"gpus", list_of(p.gpus)},
+                {"backends", list_of(p.backends)},
+                {"frontends", list_of(p.frontends)},
+                {"selected_gpu", p.selected_gpu},
+                {"selected_frontend", p.selected_frontend},
+                {"problem", error_object(p.problem)}}
+        .dump();
+}
+
+Result<Probe> parse_probe(std::string_view text) {
+    return guarded(text, "what the probe found", [](const Json& j) {
+        Probe p;
+        p.gpus = read_list<ProbedGpu>(j.at("gpus"));
+        p.backends = read_list<ProbedPart>(j.at("backends"));
+        p.frontends = read_list<ProbedPart>(j.at("frontends"));
+        j.at("selected_gpu").get_to(p.selected_gpu);
+        j.at("selected_frontend").get_to(p.selected_frontend);
+        read_error(j.at("problem"), p.problem);
+        return p;
+    });
+}
+
+std::string error_json(const Error& error) { return Json{{"error", error_object(error)}}.dump(); }
+
+Error parse_error(std::string_view text, std::string_view fallback) {
+    Error error{Errc::failed, 0, std::string(fallback)};
+    try {
+        read_error(Json::parse(text).at("error"), error);
+    } catch (const Json::exception&) {  // no such object: the fallback stands
+    }
+    return error;
+}
+
+bool is_error_json(std::string_view text) {
+    const Json j = Json::parse(text, nullptr, false);
+    return j.is_object() && j.contains("error");
+}
+
+}  // namespace vramswap

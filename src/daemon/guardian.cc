@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MIT
+// The guardian: a small process without any GPU library that starts the worker, keeps the descriptors its state lives in,
+// notices its death and tells it. It listens on nothing and, once the worker is ready, allocates nothing.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+
+#include "base/log.h"
+#include "ctl/messages.h"
+#include "ctl/runtime_dir.h"
+#include "daemon/guardian_link.h"
+#include "daemon/roles.h"
+#include "sys/process.h"
+#include "sys/spawn.h"
+
+namespace vramswap {
+namespace {
+
+constexpr int kLockFd = 3;
+constexpr int kReportFd = 4;
+constexpr int kConfigFd = 5;
+
+/// Descriptors by key, in a fixed table: state, stage, and a segment each for up to 1 TiB in segments of 128 MiB.
+class KeptFds {
+  public:
+    bool keep(std::string_view key, UniqueFd fd) {
+        Entry* e = find(key);
+        if (e == nullptr) e = find({});
+        if (e == nullptr || key.empty() || key.size() >= e->key.size() || !fd) return false;
+        e->key.fill('\0');
+        std::copy_n(key.data(), key.size(), e->key.data());
+        e->fd = std::move(fd);
+        return true;
+    }
+    bool drop(std::string_view key) {
+        Entry* e = key.empty() ? nullptr : find(key);
+        if (e == nullptr) return false;
+        e->key.fill('\0');
+        e->fd.reset();
+        return true;
+    }
+    void drop_all() {
+        for (Entry& e : entries_) e = Entry{};
+    }
+
+  private:
+    struct Entry {
+        std::array<char, 32> key{};
+        UniqueFd fd;
+    };
+    Entry* find(std::string_view key) {
+        const auto it = std::ranges::find_if(entries_, [key](const Entry& e) { return key == e.key.data(); });
+        return it == entries_.end() ? nullptr : &*it;
+    }
+    std::array<Entry, 8448> entries_{};
+};
+
+class Guardian {
+  public:
+    Guardian(DeviceConfig config, DeviceDir dir) : config_(std::move(config)), dir_(std::move(dir)) {}
+
+    int run() {
+        if (auto started = start_worker(); !started) return fail(started.error());
+        write_state("starting", "");
+        while (!finished_) wait_for_event();
+        kept_.drop_all();
+        remove_dir(dir_);
+        return exit_status_;
+    }
+
+  private:
+    Result<void> start_worker() {
+        auto ends = make_link();
+        if (!ends) return std::move(ends).error();
+        auto pid = spawn_self({{kWorkerRole, config_.name}, {ends->worker.get(), kConfigFd, kLockFd}, SpawnSession::same, -1});
+        if (!pid) return std::move(pid).error();
+        link_ = std::move(ends->guardian);
+        worker_ = *pid;
+        return block_signals();
+    }
+
+    Result<void> block_signals() {
+        sigset_t set;
+        sigemptyset(&set);
+        for (const int s : {SIGCHLD, SIGTERM, SIGINT, SIGHUP}) sigaddset(&set, s);
+        if (sigprocmask(SIG_BLOCK, &set, nullptr) != 0) return sys_error("cannot block signals");
+        signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+        if (!signals_) return sys_error("cannot make a signalfd");
+        // A worker that died before SIGCHLD was blocked would go unnoticed: look once.
+        reap_worker();
+        return {};
+    }
+
+    void wait_for_event() {
+        std::array<pollfd, 2> events{pollfd{signals_.get(), POLLIN, 0}, pollfd{link_.get(), POLLIN, 0}};
+        const nfds_t watched = link_.valid() ? 2 : 1;
+        if (::poll(events.data(), watched, -1) < 0) return;
+        if (watched == 2 && events[1].revents != 0) serve_worker();
+        if (events[0].revents != 0) take_signal();
+    }
+
+    void take_signal() {
+        signalfd_siginfo info{};
+        while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
+            if (info.ssi_signo == SIGCHLD)
+                reap_worker();
+            else if (worker_ > 0)
+                ::kill(worker_, SIGTERM);  // it refuses while its device is in use
+            else
+                finished_ = true;
+        }
+    }
+
+    void serve_worker() {
+        auto received = receive_message(link_.get());
+        if (!received) {
+            link_.reset();  // its death is told by SIGCHLD
+            return;
+        }
+        const LinkMessage& m = received->message;
+        switch (m.kind) {
+            case LinkMessage::Kind::keep:
+                return answer(kept_.keep(m.key_view(), std::move(received->fd)));
+            case LinkMessage::Kind::drop: return answer(kept_.drop(m.key_view()));
+            case LinkMessage::Kind::ready:
+                device_ = m.text_view();
+                write_state("serving", "");
+                return report(m.text_view());
+            case LinkMessage::Kind::failed: return report(m.text_view());
+            case LinkMessage::Kind::done:
+            case LinkMessage::Kind::refused: break;
+        }
+    }
+
+    void answer(bool fine) {
+        const auto kind = fine ? LinkMessage::Kind::done : LinkMessage::Kind::refused;
+        (void)send_message(link_.get(), LinkMessage::make(kind, {}, {}), -1);
+    }
+
+    void reap_worker() {
+        int status = 0;
+        if (worker_ <= 0 || ::waitpid(worker_, &status, WNOHANG) != worker_) return;
+        while (link_.valid()) {  // what it said before it ended
+            pollfd p{link_.get(), POLLIN, 0};
+            if (::poll(&p, 1, 0) <= 0) break;
+            serve_worker();
+        }
+        link_.reset();
+        const pid_t dead = std::exchange(worker_, 0);
+        if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+            finished_ = true;
+            return;
+        }
+        const std::string how = WIFSIGNALED(status)
+                                    ? fmt::format("was killed by signal {} ({})", WTERMSIG(status),
+                                                  ::strsignal(WTERMSIG(status)))
+                                    : fmt::format("ended with status {}", WEXITSTATUS(status));
+        if (device_.empty()) {  // never came up: `up` is waiting for a word
+            exit_status_ = 1;
+            finished_ = true;
+            report(error_json({Errc::failed, 0, fmt::format("the worker {}", how), "Look at the system log"}));
+            return;
+        }
+        log_error("worker {} of device {} {}: its I/O fails from now on", dead, config_.name, how);
+        write_state("worker-dead", fmt::format("the worker {}; pages that were on the GPU cannot be read. Run `vramswap "
+                                               "down {}`", how, config_.name));
+    }
+
+    /// One line to whoever waits in `up`; nobody may be there any more.
+    void report(std::string_view text) {
+        if (reported_) return;
+        reported_ = true;
+        (void)::write(kReportFd, text.data(), text.size());
+        ::close(kReportFd);
+    }
+
+    int fail(const Error& error) {
+        report(error_json(error));
+        remove_dir(dir_);
+        return 1;
+    }
+
+    void write_state(std::string_view state, std::string_view problem) {
+        DeviceStatus s;
+        s.name = config_.name;
+        s.state = state;
+        s.problem = problem;
+        s.device = device_;
+        s.frontend = config_.frontend;
+        s.gpu = config_.gpu;
+        s.guardian_pid = ::getpid();
+        s.worker_pid = worker_;
+        s.size = config_.size;
+        const std::string draft = dir_.state() + ".new";
+        if (auto written = write_file(draft, to_json(s), FileCreate::if_absent); !written)
+            log_error("{}", written.error().text());
+        else if (::rename(draft.c_str(), dir_.state().c_str()) != 0)
+            log_error("{}", sys_error("cannot rename " + draft).text());
+    }
+
+    const DeviceConfig config_;
+    const DeviceDir dir_;
+    std::string device_;
+    UniqueFd link_;
+    UniqueFd signals_;
+    pid_t worker_ = 0;
+    KeptFds kept_;
+    bool reported_ = false;
+    bool finished_ = false;
+    int exit_status_ = 0;
+};
+
+/// Own log file unless the journal reads us: the terminal of `up` is not ours to write to.
+void redirect_output(const DeviceDir& dir) {
+    const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (null) {
+        ::dup2(null.get(), STDIN_FILENO);
+        ::dup2(null.get(), STDOUT_FILENO);
+    }
+    if (std::getenv("JOURNAL_STREAM") != nullptr) return;
+    const UniqueFd log(::open(dir.log().c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (log) ::dup2(log.get(), STDERR_FILENO);
+}
+
+/// The marks of a process that swap I/O depends on; the worker inherits the first two.
+void mark_process() {
+    const auto warn = [](const Result<void>& result) {
+        if (!result) log_warning("{}", result.error().text());
+    };
+    warn(set_io_flusher());
+    warn(set_oom_score_adj(kOomScoreExempt));
+    warn(disable_thp());
+    warn(disable_core_dumps());
+    warn(lock_memory(LockMode::populate));
+    if (auto files = raise_nofile(16384); !files) log_warning("{}", files.error().text());
+}
+
+}  // namespace
+
+int run_guardian() {
+    auto text = read_all(kConfigFd);
+    auto config = text ? parse_device_config(*text) : Result<DeviceConfig>(text.error());
+    if (!config) return 1;
+    const DeviceDir dir = device_dir(config->name);
+    redirect_output(dir);
+    (void)::chdir("/");
+    mark_process();
+    auto guardian = std::make_unique<Guardian>(std::move(*config), dir);
+    return guardian->run();
+}
+
+}  // namespace vramswap

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+// The probe: finds GPUs and frontends in a process of its own, so that commands load no GPU library and survive one that
+// crashes or hangs.
+#include <cstdio>
+
+#include "ctl/messages.h"
+#include "daemon/roles.h"
+#include "front/frontend.h"
+#include "gpu/drivers.h"
+
+namespace vramswap {
+namespace {
+
+std::string_view kind_name(GpuKind kind) {
+    switch (kind) {
+        case GpuKind::discrete: return "discrete";
+        case GpuKind::integrated: return "integrated";
+        case GpuKind::simulated: return "simulated";
+    }
+    return "unknown";
+}
+
+ProbedGpu to_message(const GpuInfo& g) {
+    ProbedGpu m;
+    m.selector = g.selector();
+    m.backend = g.backend;
+    m.name = g.name;
+    m.uuid = g.uuid;
+    m.pci = g.pci;
+    m.driver = g.driver;
+    m.kind = kind_name(g.kind);
+    m.refusal = g.refusal;
+    m.total = g.total;
+    m.free = g.free;
+    m.display_attached = g.display_attached;
+    return m;
+}
+
+}  // namespace
+
+int run_probe(const std::vector<std::string>& arguments) {
+    if (arguments.size() != 3) return 2;
+    const SimFallback sim = arguments[1] == "sim-allowed" ? SimFallback::allowed : SimFallback::never;
+    auto drivers = all_drivers();
+    const auto reports = survey(drivers);
+    Probe probe;
+    for (const auto& report : reports) {
+        probe.backends.push_back({report.backend, report.problem});
+        for (const auto& gpu : report.gpus) probe.gpus.push_back(to_message(gpu));
+    }
+    for (const auto& report : survey_frontends()) probe.frontends.push_back({report.kind, report.problem});
+    auto gpu = select_gpu(reports, arguments[0], sim);
+    auto frontend = make_frontend(arguments[2]);
+    if (gpu) probe.selected_gpu = gpu->selector();
+    if (frontend) probe.selected_frontend = (*frontend)->kind();
+    if (!gpu)
+        probe.problem = gpu.error();
+    else if (!frontend)
+        probe.problem = frontend.error();
+    std::puts(to_json(probe).c_str());
+    return 0;
+}
+
+}  // namespace vramswap

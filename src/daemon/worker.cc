@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+// The worker: opens the GPU, builds the store, serves the frontend. Its main thread is the control thread: it maintains the
+// store and answers the control socket. It never calls swapoff(2).
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+
+#include "base/log.h"
+#include "ctl/messages.h"
+#include "ctl/runtime_dir.h"
+#include "ctl/socket.h"
+#include "daemon/guardian_link.h"
+#include "daemon/lifecycle.h"
+#include "daemon/roles.h"
+#include "front/frontend.h"
+#include "gpu/drivers.h"
+#include "store/page_store.h"
+#include "sys/proc.h"
+#include "sys/process.h"
+#include "sys/spawn.h"
+#include "sys/swap_area.h"
+
+namespace vramswap {
+namespace {
+
+constexpr int kLinkFd = 3;
+constexpr int kConfigFd = 4;
+constexpr int kMaintenancePeriodMs = 1000;
+
+class Worker {
+  public:
+    Worker(DeviceConfig config, GuardianLink& guardian)
+        : config_(std::move(config)), dir_(device_dir(config_.name)), guardian_(guardian) {}
+
+    /// Everything until the device exists; the order is that of the armed rule. On failure nothing stays behind.
+    Result<void> start() {
+        if (auto r = block_signals(); !r) return r;
+        if (auto r = open_gpu_and_store(); !r) return r;
+        if (auto r = lock_memory(LockMode::on_fault); !r) return r;
+        become(WorkerState::locked);
+        auto control = ControlServer::listen(dir_.socket());
+        if (!control) return std::move(control).error();
+        control_ = std::make_unique<ControlServer>(std::move(*control));
+        auto frontend = make_frontend(config_.frontend);
+        if (!frontend) return std::move(frontend).error();
+        frontend_ = std::move(*frontend);
+        store_->start();
+        auto device = frontend_->start(*store_, {config_.name, config_.threads});
+        if (!device) return std::move(device).error();
+        device_ = std::move(*device);
+        become(WorkerState::serving);
+        return guardian_.tell_ready(device_);
+    }
+
+    /// Until it is told to stop and the device is free.
+    void serve() {
+        while (state_ != WorkerState::stopped) {
+            std::array<pollfd, 4> events{pollfd{signals_.get(), POLLIN, 0}, pollfd{control_->fd(), POLLIN, 0},
+                                         pollfd{store_->maintenance_fd(), POLLIN, 0},
+                                         pollfd{guardian_gone_ ? -1 : guardian_.fd(), 0, 0}};
+            if (::poll(events.data(), events.size(), kMaintenancePeriodMs) < 0) continue;
+            if (events[0].revents != 0) take_signal();
+            if (events[1].revents != 0)
+                control_->serve_one([this](std::string_view request) { return answer(request); });
+            if ((events[3].revents & (POLLHUP | POLLERR)) != 0) guardian_is_gone();
+            store_->maintain();
+            log_drain();
+        }
+    }
+
+  private:
+    Result<void> block_signals() {
+        sigset_t set;
+        sigemptyset(&set);
+        for (const int s : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&set, s);
+        if (pthread_sigmask(SIG_BLOCK, &set, nullptr) != 0) return sys_error("cannot block signals");
+        signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+        if (!signals_) return sys_error("cannot make a signalfd");
+        return {};
+    }
+
+    Result<void> open_gpu_and_store() {
+        drivers_ = all_drivers();
+        auto gpu = select_gpu(survey(drivers_), config_.gpu, SimFallback::never);
+        if (!gpu) return std::move(gpu).error();
+        auto backend = open_gpu(drivers_, *gpu);
+        if (!backend) return std::move(backend).error();
+        backend_ = std::move(*backend);
+        StoreConfig store;
+        store.size = config_.size;
+        store.segment = config_.segment;
+        store.stage = config_.stage;
+        auto made = PageStore::create(*backend_, store, &guardian_);
+        if (!made) return std::move(made).error();
+        store_ = std::move(*made);
+        return {};
+    }
+
+    void become(WorkerState next) {
+        if (state_ == next) return;
+        if (!may_become(state_, next)) {  // a bug, but no reason to drop other programs' memory
+            log_error("transition from {} to {} refused", to_string(state_), to_string(next));
+            return;
+        }
+        state_ = next;
+    }
+
+    void take_signal() {
+        signalfd_siginfo info{};
+        while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info))
+            if (auto stopped = stop(); !stopped) log_warning("signal {} ignored: {}", info.ssi_signo, stopped.error().text());
+    }
+
+    void guardian_is_gone() {
+        guardian_gone_ = true;
+        log_error("the guardian of device {} is gone; the device goes on, but would not survive this process", config_.name);
+    }
+
+    /// serving or armed, as /proc/swaps tells: swapon and swapoff are other processes' doing.
+    void look_at_swaps() {
+        if (state_ != WorkerState::serving && state_ != WorkerState::armed) return;
+        const auto areas = read_swaps();
+        if (!areas) return;
+        become(find_swap(*areas, device_) != nullptr ? WorkerState::armed : WorkerState::serving);
+    }
+
+    Result<void> stop() {
+        look_at_swaps();
+        if (state_ == WorkerState::armed)
+            return Error{Errc::busy, 0, fmt::format("{} is in use as swap", device_),
+                         fmt::format("Run `vramswap down {}`", config_.name)};
+        become(WorkerState::draining);
+        if (auto stopped = frontend_->stop(); !stopped) {
+            become(WorkerState::serving);
+            return stopped;
+        }
+        become(WorkerState::stopped);
+        return {};
+    }
+
+    std::string answer(std::string_view request) {
+        if (request == R"({"op":"status"})") return to_json(status());
+        if (request == R"({"op":"stop"})") {
+            auto stopped = stop();
+            return stopped ? to_json(status()) : error_json(stopped.error());
+        }
+        return error_json({Errc::usage, 0, "unknown request"});
+    }
+
+    DeviceStatus status() {
+        look_at_swaps();
+        const StoreStats s = store_->stats();
+        DeviceStatus d;
+        d.name = config_.name;
+        d.state = to_string(state_);
+        d.problem = problem(s);
+        d.device = device_;
+        d.frontend = config_.frontend;
+        d.gpu = config_.gpu;
+        d.gpu_name = backend_->info().name;
+        d.guardian_pid = guardian_gone_ ? 0 : ::getppid();
+        d.worker_pid = ::getpid();
+        d.size = s.device;
+        d.stored = s.stored;
+        d.vram = s.vram;
+        d.dirty = s.dirty;
+        d.ram = s.ram;
+        d.pages_read = s.pages_read;
+        d.pages_written = s.pages_written;
+        d.pages_discarded = s.pages_discarded;
+        d.zero_pages_written = s.zero_pages_written;
+        d.pages_read_stage = s.pages_read_stage;
+        d.pages_read_gpu = s.pages_read_gpu;
+        d.pages_flushed = s.pages_flushed;
+        d.reread_pages = s.reread_pages;
+        d.read_errors = s.read_errors;
+        d.writes_refused = s.writes_refused;
+        d.flush_errors = s.flush_errors;
+        return d;
+    }
+
+    std::string problem(const StoreStats& s) const {
+        if (s.gpu == Health::gpu_lost) return "the GPU is lost, and with it every page that was only there";
+        if (s.gpu == Health::context_lost) return "the GPU context is lost: this worker can no longer read from VRAM";
+        if (s.read_errors != 0) return fmt::format("{} pages could not be read", s.read_errors);
+        if (s.writes_are_refused) return "copies to VRAM fail: writes are refused, pages stay in RAM";
+        if (guardian_gone_) return "the guardian is gone";
+        return {};
+    }
+
+    const DeviceConfig config_;
+    const DeviceDir dir_;
+    GuardianLink& guardian_;
+    WorkerState state_ = WorkerState::configured;
+    bool guardian_gone_ = false;
+    std::string device_;
+    UniqueFd signals_;
+    // In the order of construction; destroyed the other way round.
+    std::vector<DriverEntry> drivers_;
+    std::unique_ptr<Backend> backend_;
+    std::unique_ptr<PageStore> store_;
+    std::unique_ptr<ControlServer> control_;
+    std::unique_ptr<Frontend> frontend_;
+};
+
+}  // namespace
+
+int run_worker() {
+    auto text = read_all(kConfigFd);
+    auto config = text ? parse_device_config(*text) : Result<DeviceConfig>(text.error());
+    if (!config) return 1;
+    GuardianLink guardian{UniqueFd(kLinkFd)};
+    Worker worker(std::move(*config), guardian);
+    if (auto started = worker.start(); !started) {
+        (void)guardian.tell_failed(error_json(started.error()));
+        return 1;
+    }
+    worker.serve();
+    return 0;
+}
+
+}  // namespace vramswap

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+#include "front/frontend.h"
+
+#include <fmt/format.h>
+
+#include "front/loop/loop_frontend.h"
+
+namespace vramswap {
+
+Result<std::string> Frontend::start(Target& target, const FrontendOptions& options) {
+    if (state_ != State::idle) return Error{Errc::exists, 0, fmt::format("frontend {} is already started", kind())};
+    auto device = do_start(target, options);
+    if (device) state_ = State::serving;
+    return device;
+}
+
+Result<void> Frontend::stop() {
+    if (state_ != State::serving) return {};
+    if (auto stopped = do_stop(); !stopped) return stopped;
+    state_ = State::stopped;
+    return {};
+}
+
+std::vector<FrontendReport> survey_frontends() { return {{"loop", loop_problem()}}; }
+
+Result<std::unique_ptr<Frontend>> make_frontend(std::string_view wanted) {
+    std::string problems;
+    for (const auto& report : survey_frontends()) {
+        if (wanted != "auto" && wanted != report.kind) continue;
+        if (!report.problem.empty()) {
+            problems += fmt::format("{}{}: {}", problems.empty() ? "" : "; ", report.kind, report.problem);
+            continue;
+        }
+        if (report.kind == "loop") return make_loop_frontend();
+    }
+    if (!problems.empty()) return Error{Errc::unavailable, 0, "frontend cannot be used: " + problems};
+    return Error{Errc::usage, 0, fmt::format("no frontend '{}'", wanted), "There are: auto, loop"};
+}
+
+}  // namespace vramswap

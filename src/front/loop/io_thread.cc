@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT
+#define FUSE_USE_VERSION 312
+#include "front/loop/io_thread.h"
+
+#include <fmt/format.h>
+#include <fuse3/fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/units.h"
+
+namespace vramswap {
+namespace {
+
+/// A WRITE request begins with these two structures (linux/fuse.h), then comes its data.
+constexpr std::size_t kWriteHeaderBytes = sizeof(fuse_in_header) + sizeof(fuse_write_in);
+
+// One mapping for each thread: requests are received so that the data of a WRITE begins at a page, as copy
+// engines and memcpy like it; a page of slack for requests that are longer before their data; then the data
+// of READs.
+constexpr std::size_t kReceiveOffset = kPageBytes - kWriteHeaderBytes;
+constexpr std::size_t kReadOffset = kPageBytes + kFuseTransferBytes + kPageBytes;
+constexpr std::size_t kMemoryBytes = kReadOffset + kFuseTransferBytes;
+static_assert(kReceiveOffset % alignof(fuse_in_header) == 0);
+static_assert(kReadOffset - kReceiveOffset >= kWriteHeaderBytes + kFuseTransferBytes);
+static_assert(kReadOffset - kReceiveOffset >= FUSE_MIN_READ_BUFFER);
+
+/// With locked memory all of it is resident, so not the 8 MiB that threads get by default.
+constexpr std::size_t kStackBytes = 256u << 10;
+
+/// Polls before the CPU is offered to others. A GPU copy takes 10 to 100 µs; a read from the spill may take
+/// longer.
+constexpr unsigned kSpinsBeforeYield = 4096;
+
+/// A second look at a full target even if its event never comes.
+constexpr int kRoomTimeoutMs = 1000;
+
+/// More than libfuse ever holds at a time.
+constexpr std::size_t kHeapBytes = 64u << 10;
+
+thread_local IoThread* t_current = nullptr;
+
+void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
+    // One writer, so no locked instruction is needed.
+    counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+}
+
+/// Makes malloc set up this thread's arena and touch its pages now, and not at the first request for
+/// libfuse's small objects.
+void warm_up_heap() {
+    void* memory = std::malloc(kHeapBytes);
+    if (memory == nullptr) return;
+    ::explicit_bzero(memory, kHeapBytes);  // unlike memset, cannot be optimised away with the allocation
+    std::free(memory);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<StopSignal>> StopSignal::make() {
+    UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!event) return sys_error("eventfd failed");
+    return std::unique_ptr<StopSignal>(new StopSignal(std::move(event)));
+}
+
+void StopSignal::request() {
+    requested_.store(true, std::memory_order_release);
+    // Cannot fail: the counter is far from its limit.
+    const std::uint64_t one = 1;
+    if (::write(event_.get(), &one, sizeof one) != sizeof one) log_warning("eventfd write failed");
+}
+
+Result<std::unique_ptr<IoMemory>> IoMemory::make(Target& target, std::size_t bytes) {
+    void* at =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (at == MAP_FAILED)
+        return Error{Errc::no_memory, errno,
+                     fmt::format("no memory for {} of I/O buffers", format_size({bytes}))};
+    std::unique_ptr<IoMemory> memory(new IoMemory(target, {static_cast<std::byte*>(at), bytes}));
+    // A child must not make these pages copy-on-write: the next access would fault and allocate.
+    if (::madvise(at, bytes, MADV_DONTFORK) != 0) return sys_error("madvise(MADV_DONTFORK) failed");
+    if (::mlock(at, bytes) != 0)
+        return Error{Errc::no_memory, errno,
+                     fmt::format("cannot lock {} of I/O buffers", format_size({bytes})),
+                     "Raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity) or run as root"};
+    if (auto given = target.register_memory(memory->all()); !given) return std::move(given).error();
+    memory->registered_ = true;
+    return memory;
+}
+
+IoMemory::~IoMemory() {
+    if (registered_)
+        if (auto taken = target_.unregister_memory(memory_); !taken) log_warning("{}", taken.error().text());
+    ::munmap(memory_.data(), memory_.size());
+}
+
+Result<std::unique_ptr<IoThread>> IoThread::make(const Shared& shared) {
+    std::unique_ptr<IoThread> self(new IoThread(shared));
+    auto memory = IoMemory::make(shared.target, kMemoryBytes);
+    if (!memory) return std::move(memory).error();
+    self->memory_ = std::move(*memory);
+    auto queue = shared.target.make_queue(1);
+    if (!queue) return std::move(queue).error();
+    self->queue_ = std::move(*queue);
+    self->epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
+    if (!self->epoll_) return sys_error("epoll_create1 failed");
+    // EPOLLEXCLUSIVE: a request wakes one sleeping thread, not all of them. The stop signal wakes all.
+    if (auto watched = self->watch(shared.fuse_fd, EPOLLIN | EPOLLEXCLUSIVE); !watched)
+        return std::move(watched).error();
+    if (auto watched = self->watch(shared.stop.fd(), EPOLLIN); !watched) return std::move(watched).error();
+    return self;
+}
+
+Result<void> IoThread::watch(int fd, std::uint32_t events) {
+    epoll_event event{};
+    event.events = events;
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return sys_error("epoll_ctl failed");
+    return {};
+}
+
+Result<void> IoThread::start(std::uint32_t number) {
+    pthread_attr_t attributes;
+    ::pthread_attr_init(&attributes);
+    ::pthread_attr_setstacksize(&attributes, kStackBytes);
+    // The thread inherits the mask, so that there is no moment at which a signal could reach it.
+    sigset_t all;
+    sigset_t before;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_t thread{};
+    const int failure = ::pthread_create(&thread, &attributes, &IoThread::main, this);
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    ::pthread_attr_destroy(&attributes);
+    if (failure != 0) return Error{Errc::failed, failure, fmt::format("cannot start I/O thread {}", number)};
+    thread_ = thread;
+    ::pthread_setname_np(thread, fmt::format("vs-loop-{}", number).c_str());
+    return {};
+}
+
+void IoThread::join() {
+    if (!thread_) return;
+    ::pthread_join(*thread_, nullptr);
+    thread_.reset();
+}
+
+void IoThread::add_counters(FrontendCounters& sum) const {
+    sum.reads += counters_.reads.load(std::memory_order_relaxed);
+    sum.writes += counters_.writes.load(std::memory_order_relaxed);
+    sum.discards += counters_.discards.load(std::memory_order_relaxed);
+    sum.errors += counters_.errors.load(std::memory_order_relaxed);
+    sum.bytes_read += counters_.bytes_read.load(std::memory_order_relaxed);
+    sum.bytes_written += counters_.bytes_written.load(std::memory_order_relaxed);
+}
+
+IoThread& IoThread::current() {
+    return *t_current;
+}
+
+bool IoThread::on_io_thread() {
+    return t_current != nullptr;
+}
+
+void* IoThread::main(void* self) {
+    t_current = static_cast<IoThread*>(self);
+    warm_up_heap();
+    t_current->queue_->enter_thread();
+    t_current->serve();
+    return nullptr;
+}
+
+void IoThread::serve() {
+    fuse_buf request{};
+    request.mem = receive_buffer().data();
+    while (!shared_.stop.requested()) {
+        switch (receive(request.size)) {
+            case Received::request:
+                fuse_session_process_buf(shared_.session, &request);
+                break;
+            case Received::nothing:
+                sleep_until_request();
+                break;
+            case Received::again:
+                break;
+            case Received::disconnected:
+                return;
+        }
+    }
+}
+
+/// read(2) here and not fuse_session_receive_buf, which prints to standard error, knows no buffer size but
+/// its own, and would take the end of the connection for the end of the session.
+IoThread::Received IoThread::receive(std::size_t& size) {
+    const auto buffer = receive_buffer();
+    const ssize_t n = ::read(shared_.fuse_fd, buffer.data(), buffer.size());
+    if (n >= 0) {
+        size = static_cast<std::size_t>(n);
+        return Received::request;
+    }
+    switch (errno) {
+        case EAGAIN:
+            return Received::nothing;
+        case EINTR:
+        case ENOENT:
+            return Received::again;  // ENOENT: the request was taken back before we had it (fuse_dev_read)
+        case ENODEV:
+            return Received::disconnected;  // the superblock is gone: the normal end
+        case ECONNABORTED:                  // somebody wrote to /sys/fs/fuse/connections/N/abort
+            log_event(LogLevel::error, "the FUSE connection was aborted by the administrator", 0);
+            return Received::disconnected;
+        default:
+            log_event(LogLevel::error, "read of the FUSE device failed, errno",
+                      static_cast<std::uint64_t>(errno));
+            return Received::again;
+    }
+}
+
+void IoThread::sleep_until_request() {
+    epoll_event event{};
+    // What woke us does not matter: serve looks at both. EINTR neither.
+    ::epoll_wait(epoll_.get(), &event, 1, -1);
+}
+
+std::span<std::byte> IoThread::receive_buffer() const {
+    return memory_->all().subspan(kReceiveOffset, kReadOffset - kReceiveOffset);
+}
+
+std::span<std::byte> IoThread::read_buffer() const {
+    return memory_->all().subspan(kReadOffset);
+}
+
+IoStatus IoThread::read(std::uint64_t offset, std::size_t bytes) {
+    BlockRequest request{
+        .op = BlockRequest::Op::read, .offset = offset, .bytes = bytes, .data = read_buffer().data()};
+    const IoStatus status = carry_out(request);
+    add(counters_.reads, 1);
+    if (status == IoStatus::ok) add(counters_.bytes_read, bytes);
+    return status;
+}
+
+IoStatus IoThread::write(std::uint64_t offset, std::span<std::byte> data) {
+    BlockRequest request{
+        .op = BlockRequest::Op::write, .offset = offset, .bytes = data.size(), .data = data.data()};
+    const IoStatus status = carry_out(request);
+    add(counters_.writes, 1);
+    if (status == IoStatus::ok) add(counters_.bytes_written, data.size());
+    return status;
+}
+
+IoStatus IoThread::discard(std::uint64_t offset, std::uint64_t bytes) {
+    BlockRequest request{.op = BlockRequest::Op::discard, .offset = offset, .bytes = bytes};
+    add(counters_.discards, 1);
+    return carry_out(request);
+}
+
+IoStatus IoThread::carry_out(BlockRequest& request) {
+    IoStatus status = queue_->submit(request);
+    while (status == IoStatus::retry) {
+        wait_for_room();
+        // Only when the frontend is torn down under a device in use; its users get errors from now on anyway.
+        if (shared_.stop.requested()) return IoStatus::io_error;
+        status = queue_->submit(request);
+    }
+    if (status == IoStatus::pending) {
+        finish(request);
+        status = request.status;
+    }
+    if (status != IoStatus::ok) add(counters_.errors, 1);
+    return status;
+}
+
+/// Until then the GPU may write to our buffer, so there is no way out but completion.
+void IoThread::finish(BlockRequest& request) {
+    std::array<BlockRequest*, 1> done{};
+    for (unsigned spins = 0; request.status == IoStatus::pending; ++spins) {
+        if (queue_->poll(done) != 0) continue;
+        cpu_relax();
+        if (spins > kSpinsBeforeYield) ::sched_yield();
+    }
+}
+
+void IoThread::wait_for_room() {
+    std::array<pollfd, 2> fds{{{queue_->event_fd(), POLLIN, 0}, {shared_.stop.fd(), POLLIN, 0}}};
+    if (::poll(fds.data(), fds.size(), kRoomTimeoutMs) <= 0) return;
+    std::uint64_t count = 0;
+    if ((fds[0].revents & POLLIN) != 0 && ::read(fds[0].fd, &count, sizeof count) < 0 && errno != EAGAIN)
+        log_event(LogLevel::error, "read of the target's event failed, errno",
+                  static_cast<std::uint64_t>(errno));
+}
+
+}  // namespace vramswap

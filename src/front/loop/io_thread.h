@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+// One I/O thread of the loop frontend: reads requests from the FUSE descriptor into its own locked buffer,
+// has libfuse decode them, and carries them out one at a time on its own TargetQueue. Owned by FuseFile.
+// Threads: make, start, join and destruction: control thread. read, write, discard, read_buffer: the thread
+// itself, from libfuse's handlers, through current(). add_counters: control thread, at any time.
+// Our code on the thread does not allocate, throw, log or touch unlocked memory. libfuse callocs and frees
+// one small object for each request, which its interface does not let us avoid; each thread prepares its
+// heap for that before it serves.
+#pragma once
+
+#include <pthread.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "front/frontend.h"
+#include "front/target.h"
+
+struct fuse_session;
+
+namespace vramswap {
+
+/// Largest read or write. 256 pages is what FUSE could carry at most before 6.13 (FUSE_MAX_MAX_PAGES in
+/// fs/fuse/fuse_i.h), and the default of fs.fuse.max_pages_limit since.
+inline constexpr std::size_t kFuseTransferBytes = 1u << 20;
+
+/// Tells threads to end, whether they work, sleep, or wait for room in the target.
+class StopSignal {
+  public:
+    static Result<std::unique_ptr<StopSignal>> make();
+    void request();
+    [[nodiscard]] bool requested() const { return requested_.load(std::memory_order_acquire); }
+    /// Readable for ever after request().
+    [[nodiscard]] int fd() const { return event_.get(); }
+
+  private:
+    explicit StopSignal(UniqueFd event) : event_(std::move(event)) {}
+    const UniqueFd event_;
+    std::atomic<bool> requested_{false};
+};
+
+/// Anonymous page-aligned memory: present, locked, not shared with children, and registered with a target.
+class IoMemory {
+  public:
+    /// Errors: no_memory (with the limit to raise), and those of Target::register_memory.
+    static Result<std::unique_ptr<IoMemory>> make(Target& target, std::size_t bytes);
+    ~IoMemory();
+    IoMemory(const IoMemory&) = delete;
+    IoMemory& operator=(const IoMemory&) = delete;
+    [[nodiscard]] std::span<std::byte> all() const { return memory_; }
+
+  private:
+    IoMemory(Target& target, std::span<std::byte> memory) : target_(target), memory_(memory) {}
+    Target& target_;
+    const std::span<std::byte> memory_;
+    bool registered_ = false;
+};
+
+class IoThread {
+  public:
+    /// What all threads of a file share; outlives them.
+    struct Shared {
+        Target& target;
+        fuse_session* session;
+        int fuse_fd;  ///< non-blocking, and bound to a superblock: epoll(7) never wakes for an unbound one
+        const StopSignal& stop;
+    };
+
+    static Result<std::unique_ptr<IoThread>> make(const Shared& shared);
+    /// REQUIRES: joined, or never started.
+    ~IoThread() = default;
+    IoThread(const IoThread&) = delete;
+    IoThread& operator=(const IoThread&) = delete;
+
+    /// Starts the thread "vs-loop-NUMBER" with all signals blocked.
+    Result<void> start(std::uint32_t number);
+    /// Waits for its end, which comes after StopSignal::request or with the end of the connection.
+    void join();
+    void add_counters(FrontendCounters& sum) const;
+
+    /// The IoThread that runs the caller. REQUIRES: called on an I/O thread.
+    [[nodiscard]] static IoThread& current();
+    /// False on any thread that is not an IoThread.
+    [[nodiscard]] static bool on_io_thread();
+
+    /// Where read() puts data: kFuseTransferBytes, page-aligned.
+    [[nodiscard]] std::span<std::byte> read_buffer() const;
+    [[nodiscard]] IoStatus read(std::uint64_t offset, std::size_t bytes);
+    /// REQUIRES: `data` lies in the request that this thread is processing.
+    [[nodiscard]] IoStatus write(std::uint64_t offset, std::span<std::byte> data);
+    [[nodiscard]] IoStatus discard(std::uint64_t offset, std::uint64_t bytes);
+
+  private:
+    /// Written by one thread, read by others: alone in its cache line.
+    struct alignas(64) Counters {
+        std::atomic<std::uint64_t> reads{0}, writes{0}, discards{0}, errors{0}, bytes_read{0},
+            bytes_written{0};
+    };
+    enum class Received : std::uint8_t { request, nothing, again, disconnected };
+
+    explicit IoThread(const Shared& shared) : shared_(shared) {}
+    Result<void> watch(int fd, std::uint32_t events);
+    static void* main(void* self);
+    void serve();
+    [[nodiscard]] std::span<std::byte> receive_buffer() const;
+    Received receive(std::size_t& size);
+    void sleep_until_request();
+    IoStatus carry_out(BlockRequest& request);
+    void finish(BlockRequest& request);
+    void wait_for_room();
+
+    // Constant after make.
+    const Shared shared_;
+    std::unique_ptr<IoMemory> memory_;
+    std::unique_ptr<TargetQueue> queue_;
+    UniqueFd epoll_;
+    // Control thread.
+    std::optional<pthread_t> thread_;
+    // Self-synchronised.
+    Counters counters_;
+};
+
+}  // namespace vramswap

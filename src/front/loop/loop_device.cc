@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MIT
+#include "front/loop/loop_device.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/loop.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <ctime>
+#include <fstream>
+#include <string_view>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "front/loop/io_thread.h"
+
+namespace vramswap {
+namespace {
+
+/// Others may take the free number that we were told; on a busy machine several times in a row.
+constexpr int kAttachAttempts = 64;
+
+/// udev looks at a block device for some milliseconds after its last writer closed it, swapoff included. So
+/// an opener that claims nothing is given this long to go away.
+constexpr int kDetachAttempts = 100;
+constexpr timespec kDetachPause{0, 10'000'000};
+
+std::string queue_setting_path(const std::string& kernel_name, std::string_view setting) {
+    return fmt::format("/sys/block/{}/queue/{}", kernel_name, setting);
+}
+
+/// 0 if it cannot be read.
+std::uint64_t read_queue_setting(const std::string& kernel_name, std::string_view setting) {
+    std::uint64_t value = 0;
+    std::ifstream(queue_setting_path(kernel_name, setting)) >> value;
+    return value;
+}
+
+/// Best effort: without it the device is slower, not wrong.
+void write_queue_setting(const std::string& kernel_name, std::string_view setting, std::string_view value) {
+    std::ofstream file(queue_setting_path(kernel_name, setting));
+    file << value << std::flush;
+    if (!file) log_warning("cannot set {} to {}", queue_setting_path(kernel_name, setting), value);
+}
+
+bool is_swap(const std::string& kernel_name) {
+    // Each line begins with the path of the device.
+    std::ifstream swaps("/proc/swaps");
+    std::string path;
+    for (std::string rest; swaps >> path; std::getline(swaps, rest))
+        if (path.ends_with("/" + kernel_name)) return true;
+    return false;
+}
+
+Result<int> take_free_index(int control) {
+    const int index = ::ioctl(control, LOOP_CTL_GET_FREE);
+    if (index < 0) return sys_error("no free loop device");
+    return index;
+}
+
+/// Opens `path` in the place of `number`.
+Result<void> open_node(const std::string& path, const UniqueFd& number) {
+    const UniqueFd device(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+    if (device && ::dup3(device.get(), number.get(), O_CLOEXEC) >= 0) return {};
+    if (errno == ENOENT)
+        return Error{Errc::unavailable, ENOENT, "no device node " + path,
+                     "Make it with `mknod`, or mount devtmpfs on /dev"};
+    return sys_error("cannot open " + path);
+}
+
+loop_config configuration(int file, const std::string& name) {
+    loop_config config{};
+    config.fd = static_cast<std::uint32_t>(file);
+    config.block_size = kPageBytes;
+    config.info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_AUTOCLEAR;
+    std::memcpy(config.info.lo_file_name, name.data(), std::min<std::size_t>(name.size(), LO_NAME_SIZE - 1));
+    return config;
+}
+
+}  // namespace
+
+Result<UniqueFd> reserve_fd_number() {
+    UniqueFd number(::eventfd(0, EFD_CLOEXEC));
+    if (!number) return sys_error("eventfd failed");
+    return number;
+}
+
+Result<UniqueFd> open_loop_control(const std::string& dev_dir) {
+    const std::string path = dev_dir + "/loop-control";
+    UniqueFd control(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+    if (control) return control;
+    if (errno == ENOENT || errno == ENXIO || errno == ENODEV)
+        return Error{Errc::unavailable, errno, "no loop driver at " + path, "Load it with `modprobe loop`"};
+    if (errno == EACCES || errno == EPERM)
+        return Error{Errc::unavailable, errno, "not allowed to open " + path, "Run as root"};
+    return sys_error("cannot open " + path);
+}
+
+Result<LoopDevice> LoopDevice::attach(const std::string& dev_dir, int file, const std::string& name,
+                                      UniqueFd number) {
+    auto control = open_loop_control(dev_dir);
+    if (!control) return std::move(control).error();
+    const loop_config config = configuration(file, name);
+    for (int attempt = 0; attempt < kAttachAttempts; ++attempt) {
+        auto index = take_free_index(control->get());
+        if (!index) return std::move(index).error();
+        const std::string kernel_name = fmt::format("loop{}", *index);
+        const std::string path = fmt::format("{}/{}", dev_dir, kernel_name);
+        if (auto opened = open_node(path, number); !opened) return std::move(opened).error();
+        if (::ioctl(number.get(), LOOP_CONFIGURE, &config) == 0) {
+            LoopDevice device(path, kernel_name, std::move(number));
+            if (auto checked = device.check_direct_io(); !checked) return std::move(checked).error();
+            device.tune_queue();
+            return device;
+        }
+        if (errno != EBUSY) return sys_error("cannot configure " + path);
+    }
+    return Error{Errc::busy, EBUSY,
+                 fmt::format("{} loop devices were taken by others before us", kAttachAttempts)};
+}
+
+Result<void> LoopDevice::check_direct_io() const {
+    // The kernel drops the flag without a word if it does not like the file. Through the page cache, every
+    // swapped page would be in RAM twice and wait for writeback: worse than no device.
+    loop_info64 info{};
+    if (::ioctl(device_.get(), LOOP_GET_STATUS64, &info) != 0) return sys_error("cannot query " + path_);
+    if ((info.lo_flags & LO_FLAGS_DIRECT_IO) != 0) return {};
+    return Error{Errc::unavailable, 0, fmt::format("the kernel refuses direct I/O on {}", path_),
+                 "Use another frontend"};
+}
+
+void LoopDevice::tune_queue() const {
+    write_queue_setting(kernel_name_, "scheduler", "none");
+    write_queue_setting(kernel_name_, "rotational", "0");
+    write_queue_setting(kernel_name_, "add_random", "0");
+    // One request of the block layer shall be one of FUSE.
+    const std::uint64_t limit_kb = read_queue_setting(kernel_name_, "max_hw_sectors_kb");
+    if (limit_kb != 0)
+        write_queue_setting(kernel_name_, "max_sectors_kb",
+                            fmt::format("{}", std::min<std::uint64_t>(kFuseTransferBytes >> 10, limit_kb)));
+    if (read_queue_setting(kernel_name_, "discard_max_bytes") == 0)
+        log_warning("{} takes no discards: freed swap pages will keep their VRAM", path_);
+}
+
+Result<void> LoopDevice::detach() {
+    for (int attempt = 0; attempt < kDetachAttempts; ++attempt) {
+        if (const std::string who = claimed_by(); !who.empty()) return busy(who);
+        if (::fsync(device_.get()) != 0) log_warning("{}", sys_error("cannot write out " + path_).text());
+        // ENXIO: somebody else has removed it already.
+        if (::ioctl(device_.get(), LOOP_CLR_FD) != 0 && errno != ENXIO)
+            return sys_error("cannot remove " + path_);
+        if (!is_bound()) {
+            device_.reset();
+            return {};
+        }
+        ::nanosleep(&kDetachPause, nullptr);
+    }
+    return busy("open in another process");
+}
+
+/// Who holds the device exclusively, or nobody. It says so at once and by name; the safety lies in
+/// LOOP_CLR_FD.
+std::string LoopDevice::claimed_by() const {
+    if (is_swap(kernel_name_)) return "in use as swap";
+    // Read-only, since closing a writer would make udev open the device.
+    UniqueFd claim(::open(path_.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC));
+    return !claim && errno == EBUSY ? "mounted or claimed by another user" : "";
+}
+
+/// LOOP_GET_STATUS64 answers ENXIO from the moment at which LOOP_CLR_FD has found us alone.
+bool LoopDevice::is_bound() const {
+    loop_info64 info{};
+    return ::ioctl(device_.get(), LOOP_GET_STATUS64, &info) == 0;
+}
+
+Error LoopDevice::busy(const std::string& who) const {
+    return Error{
+        Errc::busy, 0, fmt::format("{} is {}", path_, who),
+        fmt::format("Run `swapoff {}` or unmount it; `fuser -v {}` shows who has it open", path_, path_)};
+}
+
+}  // namespace vramswap

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+// One loop device of the kernel over an open file, with direct I/O and blocks of 4 KiB.
+// Owned by LoopFrontend. Control thread only; opens files and may block.
+//
+// The device is configured with LO_FLAGS_AUTOCLEAR and we hold it open while serving, so that it lives
+// exactly as long as somebody has it open:
+// - start fails half way, or the worker dies while nobody uses it: closing our descriptor, which the
+//   kernel does for a dead process, removes it. Nothing is left to clean up.
+// - the worker dies while it is swap or mounted: that use holds it open, so it stays, with the same name
+//   and size, for a successor that has kept the FUSE descriptor alive; without one its I/O fails, and it
+//   goes by itself after swapoff. Without AUTOCLEAR it would stay for ever.
+// - normal stop: LOOP_CLR_FD on an autoclear device is the one atomic question "am I the only user? then
+//   let nobody in any more": with other users it changes nothing. Without AUTOCLEAR the same call would
+//   mark the device for removal behind the back of its users (loop_clr_fd in drivers/block/loop.c).
+//
+// The price: a dying process that is the last to have the device open writes its dirty page cache out, to
+// a file that it serves itself. That makes an unkillable process, unless the kernel closes the FUSE
+// descriptor first, so that those writes fail. A dying process closes its descriptors from the highest
+// number to the lowest (close_files in fs/file.c goes upwards, but puts the work on a list that
+// task_work_run takes from the other end). So the number of this descriptor has to be lower than that of
+// FUSE, in every process that may be the last to hold both.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+
+namespace vramswap {
+
+/// A low number, kept for the descriptor of a device that is opened later. Errors: failed.
+Result<UniqueFd> reserve_fd_number();
+
+/// Opens DEV_DIR/loop-control. Errors: unavailable, with the remedy.
+Result<UniqueFd> open_loop_control(const std::string& dev_dir);
+
+class LoopDevice {
+  public:
+    /// Takes a free loop device for `file`; `name` is what losetup shows. Its descriptor takes the place of
+    /// `number`. Requests for the file come while this runs. Errors: unavailable (no loop driver, no device
+    /// node, no direct I/O), busy (no free device), failed.
+    static Result<LoopDevice> attach(const std::string& dev_dir, int file, const std::string& name,
+                                     UniqueFd number);
+    LoopDevice(LoopDevice&&) = default;
+    LoopDevice& operator=(LoopDevice&&) = default;
+    /// Closes our descriptor: the device goes now, or with its last user.
+    ~LoopDevice() = default;
+
+    /// Removes the device, or says busy and changes nothing. What was written through the page cache is
+    /// written out first.
+    Result<void> detach();
+
+    /// "/dev/loop3"
+    [[nodiscard]] const std::string& path() const { return path_; }
+
+  private:
+    LoopDevice(std::string path, std::string kernel_name, UniqueFd device)
+        : path_(std::move(path)), kernel_name_(std::move(kernel_name)), device_(std::move(device)) {}
+    [[nodiscard]] Result<void> check_direct_io() const;
+    void tune_queue() const;
+    [[nodiscard]] std::string claimed_by() const;
+    [[nodiscard]] bool is_bound() const;
+    [[nodiscard]] Error busy(const std::string& who) const;
+
+    std::string path_;
+    std::string kernel_name_;  // "loop3"
+    UniqueFd device_;
+};
+
+}  // namespace vramswap

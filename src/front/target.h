@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+// What a frontend calls: a block device as a Target with one TargetQueue for each of the frontend's threads.
+// The store implements it. Requests are objects of the frontend, kept alive until they complete.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "base/io_status.h"
+#include "base/result.h"
+#include "base/units.h"
+
+namespace vramswap {
+
+struct BlockRequest {
+    /// After a discard the pages read as zeros.
+    enum class Op : std::uint8_t { read, write, discard };
+    Op op = Op::read;
+    std::uint64_t offset = 0;   ///< bytes, multiple of 4 KiB
+    std::uint64_t bytes = 0;    ///< positive multiple of 4 KiB; read and write: at most kMaxTransferBytes
+    std::byte* data = nullptr;  ///< read, write: in memory given to Target::register_memory
+    /// Set when the request completes; pending until then.
+    IoStatus status = IoStatus::pending;
+    /// The target's own, from submit to completion.
+    void* in_target = nullptr;
+
+    static constexpr std::uint64_t kMaxTransferBytes = 4u << 20;
+};
+
+/// Serves one thread. submit and poll never block, never allocate, never throw.
+class TargetQueue {
+  public:
+    virtual ~TargetQueue() = default;
+    TargetQueue(const TargetQueue&) = delete;
+    TargetQueue& operator=(const TargetQueue&) = delete;
+
+    /// Starts a request. Returns its final status if it is complete already (then poll never reports it), pending
+    /// if poll will complete it, or retry: nothing was done, ask again when event_fd is readable (the caller is
+    /// then registered for it) or after a completion of this queue. Checks range, alignment and size.
+    IoStatus submit(BlockRequest& request);
+
+    /// Completes what the GPU has finished: sets status and stores the requests in `done`. Returns how many.
+    std::size_t poll(std::span<BlockRequest*> done);
+
+    /// The thread that will use the queue calls this once, before its first submit and before the device is in use:
+    /// vendor libraries set up what they keep per thread on its first call. May block and allocate.
+    virtual void enter_thread() {}
+
+    /// Requests that are pending. While it is not 0 the owner polls without sleeping.
+    [[nodiscard]] virtual std::size_t in_flight() const = 0;
+
+    /// Becomes readable when a request answered with retry is worth another try. Read 8 bytes to reset it.
+    [[nodiscard]] virtual int event_fd() const = 0;
+
+  protected:
+    explicit TargetQueue(Bytes device_size) : device_size_(device_size) {}
+    virtual IoStatus do_submit(BlockRequest& request) = 0;
+    virtual std::size_t do_poll(std::span<BlockRequest*> done) = 0;
+
+  private:
+    const Bytes device_size_;
+};
+
+/// The device. Threads: control thread; the queues are what I/O threads use.
+class Target {
+  public:
+    virtual ~Target() = default;
+
+    [[nodiscard]] virtual Bytes size() const = 0;
+    /// A queue for one thread, with room for `depth` requests in flight. Must be destroyed before the target.
+    virtual Result<std::unique_ptr<TargetQueue>> make_queue(std::uint32_t depth) = 0;
+    /// Makes page-aligned memory usable as request data, until unregister_memory.
+    virtual Result<void> register_memory(std::span<std::byte> memory) = 0;
+    virtual Result<void> unregister_memory(std::span<std::byte> memory) = 0;
+};
+
+}  // namespace vramswap

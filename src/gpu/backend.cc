@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+#include "gpu/backend.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+namespace vramswap {
+
+IoStatus TransferQueue::submit(std::span<const Copy> copies, Ticket& ticket) {
+    if (last_submitted_ - last_completed_ >= kDepth) {
+        (void)poll(last_completed_ + 1);
+        if (last_submitted_ - last_completed_ >= kDepth) return IoStatus::retry;
+    }
+    for (const Copy& c : copies) {
+        const std::uint64_t size = do_segment_bytes(c.segment);
+        if (c.bytes == 0 || c.offset > size || c.bytes > size - c.offset) return IoStatus::out_of_range;
+    }
+    const Ticket next = last_submitted_ + 1;
+    const IoStatus status = do_submit(copies, next);
+    if (status != IoStatus::ok) return status;
+    last_submitted_ = next;
+    ticket = next;
+    return IoStatus::pending;
+}
+
+IoStatus TransferQueue::poll(Ticket ticket) {
+    if (ticket == 0 || ticket > last_submitted_ || last_submitted_ - ticket >= kDepth) return IoStatus::io_error;
+    while (last_completed_ < ticket) {
+        const Ticket next = last_completed_ + 1;
+        const IoStatus status = do_poll(next);
+        if (status == IoStatus::pending) return status;
+        outcome_.at(next % kDepth) = status;
+        last_completed_ = next;
+    }
+    return outcome_.at(ticket % kDepth);
+}
+
+namespace {
+Error no_such_segment(SegmentId segment) {
+    return Error{Errc::not_found, 0, fmt::format("GPU segment {} does not exist", segment.n)};
+}
+}  // namespace
+
+Result<SegmentId> Backend::allocate_segment(Bytes size) {
+    if (size.n == 0 || size.n % caps_.granularity.n != 0)
+        return Error{Errc::usage, 0,
+                     fmt::format("segment size {} is not a positive multiple of {}", size.n, caps_.granularity.n)};
+    return do_allocate(size);
+}
+
+Result<void> Backend::free_segment(SegmentId segment) {
+    if (!do_has_segment(segment)) return no_such_segment(segment);
+    return do_free(segment);
+}
+
+Result<UniqueFd> Backend::export_segment(SegmentId segment) {
+    if (!do_has_segment(segment)) return no_such_segment(segment);
+    if (!caps_.exportable_segments)
+        return Error{Errc::unavailable, 0, "this GPU driver cannot export memory",
+                     "Data in VRAM will not survive the death of the worker"};
+    return do_export(segment);
+}
+
+Result<SegmentId> Backend::import_segment(const UniqueFd& fd, Bytes size) {
+    if (!fd.valid()) return Error{Errc::usage, 0, "no descriptor to import a segment from"};
+    if (size.n == 0 || size.n % caps_.granularity.n != 0)
+        return Error{Errc::usage, 0, fmt::format("segment size {} is not a multiple of the granularity", size.n)};
+    return do_import(fd.get(), size);
+}
+
+Result<void> Backend::register_host(std::span<std::byte> memory) {
+    const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    if (memory.empty() || reinterpret_cast<std::uintptr_t>(memory.data()) % page != 0 || memory.size() % page != 0)
+        return Error{Errc::usage, 0, "host memory to register is empty or not page-aligned"};
+    return do_register(memory);
+}
+
+Result<void> Backend::unregister_host(std::span<std::byte> memory) { return do_unregister(memory); }
+
+Result<std::unique_ptr<TransferQueue>> Backend::make_queue() { return do_make_queue(); }
+
+Result<MemoryInfo> Backend::memory_info() { return do_memory_info(); }
+
+}  // namespace vramswap

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: MIT
+#include "gpu/cuda/cuda_backend.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "gpu/cuda/cuda_queue.h"
+
+namespace vramswap::cuda {
+namespace {
+
+/// Of cuMemAlloc: it gives what it likes from 512 bytes up; large sizes come in pages of 2 MiB.
+constexpr Bytes kPlainGranularity = mib(2);
+
+std::uint64_t next_backend_id() {
+    static std::atomic<std::uint64_t> last{0};
+    return last.fetch_add(1) + 1;
+}
+
+/// Memory on the GPU that can be exported as a descriptor.
+CuMemAllocationProp exportable(CuDevice device) {
+    CuMemAllocationProp prop{};
+    prop.type = kAllocationTypePinned;
+    prop.requested_handle_types = kHandleTypePosixFd;
+    prop.location = {kLocationTypeDevice, device};
+    return prop;
+}
+
+bool attribute(const CudaApi& api, Attribute attribute, CuDevice device) {
+    int value = 0;
+    return api.device_get_attribute(&value, attribute, device) == code::kSuccess && value != 0;
+}
+
+/// Makes and exports one smallest segment: some containers and kernels refuse although the attributes promise
+/// it.
+CuResult try_export(const CudaApi& api, CuDevice device, Bytes size) {
+    const CuMemAllocationProp prop = exportable(device);
+    CuMemHandle handle = 0;
+    CuResult result = api.mem_create(&handle, size.n, &prop, 0);
+    if (result != code::kSuccess) return result;
+    int fd = -1;
+    result = api.mem_export_to_shareable_handle(&fd, handle, kHandleTypePosixFd, 0);
+    const UniqueFd owned(result == code::kSuccess ? fd : -1);
+    (void)api.mem_release(handle);
+    return result;
+}
+
+/// What the GPU can do. REQUIRES: its context is current.
+Result<Caps> find_caps(const CudaApi& api, CuDevice device) {
+    const Caps plain{kPlainGranularity, false};
+    if (!api.has_virtual_memory() ||
+        !attribute(api, Attribute::virtual_memory_management_supported, device) ||
+        !attribute(api, Attribute::handle_type_posix_file_descriptor_supported, device))
+        return plain;
+    const CuMemAllocationProp prop = exportable(device);
+    std::size_t granularity = 0;
+    if (api.mem_get_allocation_granularity(&granularity, &prop, kGranularityMinimum) != code::kSuccess ||
+        granularity == 0)
+        return plain;
+    const CuResult result = try_export(api, device, {granularity});
+    if (result == code::kSuccess) return Caps{{granularity}, true};
+    // Full is not incapable: deciding for plain memory now would cost exports for ever.
+    if (result == code::kOutOfMemory || classify(result) != Damage::none)
+        return failure(api, result, fmt::format("allocating {} on the GPU", format_size({granularity})));
+    return plain;
+}
+
+}  // namespace
+
+Result<OwnedContext> OwnedContext::create(std::shared_ptr<const CudaApi> api, CuDevice device) {
+    CuContext context = nullptr;
+    // Waiting inside the driver must not burn a CPU; the I/O path never waits there.
+    const CuResult result = api->ctx_create(&context, kContextSchedBlockingSync, device);
+    if (result != code::kSuccess) return failure(*api, result, "cuCtxCreate");
+    CuContext popped = nullptr;
+    (void)api->ctx_pop_current(&popped);
+    return OwnedContext(std::move(api), context);
+}
+
+Result<std::unique_ptr<Backend>> CudaBackend::create(CudaHandles handles, GpuInfo info) {
+    const std::string name = fmt::format("GPU {} ({})", info.selector(), info.name);
+    auto context = OwnedContext::create(handles.api, handles.device);
+    if (!context) return std::move(context.error()).in(name);
+    Result<Caps> caps = [&]() -> Result<Caps> {
+        const ContextScope scope(*handles.api, context->get());
+        if (scope.result() != code::kSuccess)
+            return failure(*handles.api, scope.result(), "cuCtxPushCurrent");
+        return find_caps(*handles.api, handles.device);
+    }();
+    if (!caps) return std::move(caps.error()).in(name);
+    return std::unique_ptr<Backend>(
+        std::make_unique<CudaBackend>(std::move(handles), *std::move(context), std::move(info), *caps));
+}
+
+CudaBackend::CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info, Caps caps)
+    : Backend(std::move(info), caps),
+      handles_(std::move(handles)),
+      id_(next_backend_id()),
+      slots_(kSegmentsMax),
+      segments_(kSegmentsMax),
+      context_(std::move(context)) {}
+
+CudaBackend::~CudaBackend() {
+    // After a loss the driver frees nothing and its calls may hang for a minute; the end of the process does
+    // it all.
+    if (health() != Health::good) {
+        context_.abandon();
+        return;
+    }
+    std::vector<Segment> segments;
+    std::vector<std::span<std::byte>> registered;
+    {
+        const MutexLock lock(mutex_);
+        segments.swap(segments_);
+        registered.swap(registered_);
+    }
+    const ContextScope scope(api(), context_.get());
+    for (const Segment& segment : segments)
+        if (segment.size.n != 0) (void)release(segment);
+    for (const std::span<std::byte> memory : registered) (void)unregister_pieces(memory);
+}
+
+CuResult CudaBackend::make_current() const {
+    thread_local std::uint64_t current_id = 0;
+    if (current_id == id_) return code::kSuccess;
+    const CuResult result = api().ctx_set_current(context_.get());
+    if (result == code::kSuccess) current_id = id_;
+    return result;
+}
+
+void CudaBackend::lose(Health health_now) {
+    // Two threads may race here; the worst is that the loss of the GPU passes as that of the context until
+    // the new process meets it again.
+    if (health() != Health::gpu_lost) set_health(health_now);
+}
+
+void CudaBackend::report(CuResult result) {
+    switch (classify(result)) {
+        case Damage::none:
+            return;
+        case Damage::suspect:
+            if (suspects_.fetch_add(1, std::memory_order_relaxed) > 0) lose(Health::context_lost);
+            return;
+        case Damage::context:
+            return lose(Health::context_lost);
+        case Damage::gpu:
+            return lose(Health::gpu_lost);
+    }
+}
+
+Error CudaBackend::fail(CuResult result, std::string_view what) {
+    report(result);
+    return failure(api(), result, what);
+}
+
+/// Every control call begins so. After a loss the driver is not asked again: its calls may hang for a minute.
+Result<void> CudaBackend::enter(const ContextScope& scope) {
+    if (health() != Health::good)
+        return Error{
+            Errc::gpu_lost, 0,
+            fmt::format("GPU {} can no longer be used by this process: {}", info().selector(),
+                        health() == Health::gpu_lost ? "the GPU is gone" : "its CUDA context is broken"),
+            "The kernel log (\"Xid\") names the cause"};
+    if (scope.result() != code::kSuccess) return fail(scope.result(), "cuCtxPushCurrent");
+    return {};
+}
+
+CudaBackend::Place CudaBackend::place(SegmentId segment) const {
+    if (segment.n >= kSegmentsMax) return {};
+    const Slot& slot = slots_[segment.n];
+    const std::uint64_t bytes = slot.bytes.load(std::memory_order_acquire);
+    return {slot.address.load(std::memory_order_relaxed), bytes};
+}
+
+bool CudaBackend::do_has_segment(SegmentId segment) const {
+    return place(segment).bytes != 0;
+}
+
+/// Gives the segment the lowest free number; frees it if there is none left.
+Result<SegmentId> CudaBackend::publish(Segment segment) {
+    {
+        const MutexLock lock(mutex_);
+        const auto free = std::ranges::find_if(segments_, [](const Segment& s) { return s.size.n == 0; });
+        if (free != segments_.end()) {
+            *free = segment;
+            const auto n = static_cast<std::uint32_t>(free - segments_.begin());
+            slots_[n].address.store(segment.address, std::memory_order_relaxed);
+            slots_[n].bytes.store(segment.size.n, std::memory_order_release);
+            return SegmentId{n};
+        }
+    }
+    (void)release(segment);
+    return Error{Errc::no_memory, 0, fmt::format("all {} GPU segments are in use", kSegmentsMax),
+                 "Use larger segments"};
+}
+
+/// Unmaps and frees; tries every step and returns the first error. REQUIRES: the context is current.
+CuResult CudaBackend::release(const Segment& segment) {
+    if (segment.handle == 0) return api().mem_free(segment.address);
+    const CuResult results[] = {api().mem_unmap(segment.address, segment.size.n),
+                                api().mem_address_free(segment.address, segment.size.n),
+                                api().mem_release(segment.handle)};
+    const auto* bad = std::ranges::find_if(results, [](CuResult r) { return r != code::kSuccess; });
+    return bad == std::end(results) ? code::kSuccess : *bad;
+}
+
+/// Makes memory accessible at an address of its own.
+Result<CuDevicePtr> CudaBackend::map_handle(CuMemHandle handle, Bytes size) {
+    CuDevicePtr address = 0;
+    CuResult result = api().mem_address_reserve(&address, size.n, 0, 0, 0);
+    if (result != code::kSuccess)
+        return fail(result, fmt::format("cuMemAddressReserve of {}", format_size(size)));
+    result = api().mem_map(address, size.n, 0, handle, 0);
+    if (result != code::kSuccess) {
+        (void)api().mem_address_free(address, size.n);
+        return fail(result, fmt::format("cuMemMap of {}", format_size(size)));
+    }
+    const CuMemAccessDesc access{{kLocationTypeDevice, handles_.device}, kAccessReadWrite};
+    result = api().mem_set_access(address, size.n, &access, 1);
+    if (result != code::kSuccess) {
+        (void)api().mem_unmap(address, size.n);
+        (void)api().mem_address_free(address, size.n);
+        return fail(result, fmt::format("cuMemSetAccess of {}", format_size(size)));
+    }
+    return address;
+}
+
+Result<SegmentId> CudaBackend::do_allocate(Bytes size) {
+    const ContextScope scope(api(), context_.get());
+    if (auto ok = enter(scope); !ok) return std::move(ok).error();
+    if (!caps().exportable_segments) {
+        CuDevicePtr address = 0;
+        const CuResult result = api().mem_alloc(&address, size.n);
+        if (result != code::kSuccess) return fail(result, fmt::format("cuMemAlloc of {}", format_size(size)));
+        return publish({address, size, 0});
+    }
+    const CuMemAllocationProp prop = exportable(handles_.device);
+    CuMemHandle handle = 0;
+    const CuResult result = api().mem_create(&handle, size.n, &prop, 0);
+    if (result != code::kSuccess) return fail(result, fmt::format("cuMemCreate of {}", format_size(size)));
+    auto address = map_handle(handle, size);
+    if (!address) {
+        (void)api().mem_release(handle);
+        return std::move(address).error();
+    }
+    return publish({*address, size, handle});
+}
+
+Result<void> CudaBackend::do_free(SegmentId segment) {
+    const ContextScope scope(api(), context_.get());
+    if (auto ok = enter(scope); !ok) return std::move(ok).error();
+    Segment old;
+    {
+        const MutexLock lock(mutex_);
+        slots_[segment.n].bytes.store(0, std::memory_order_release);
+        old = std::exchange(segments_[segment.n], Segment{});
+    }
+    const CuResult result = release(old);
+    if (result != code::kSuccess)
+        return fail(result, fmt::format("giving back GPU segment {} ({})", segment.n, format_size(old.size)));
+    return {};
+}
+
+Result<UniqueFd> CudaBackend::do_export(SegmentId segment) {
+    const ContextScope scope(api(), context_.get());
+    if (auto ok = enter(scope); !ok) return std::move(ok).error();
+    CuMemHandle handle = 0;
+    {
+        const MutexLock lock(mutex_);
+        handle = segments_[segment.n].handle;
+    }
+    int fd = -1;
+    const CuResult result = api().mem_export_to_shareable_handle(&fd, handle, kHandleTypePosixFd, 0);
+    if (result != code::kSuccess)
+        return fail(result, fmt::format("cuMemExportToShareableHandle of GPU segment {}", segment.n));
+    UniqueFd owned(fd);
+    // A program that we start must not keep VRAM alive by accident.
+    if (::fcntl(owned.get(), F_SETFD, FD_CLOEXEC) != 0)
+        return sys_error("fcntl(FD_CLOEXEC) of an exported segment");
+    return owned;
+}
+
+Result<SegmentId> CudaBackend::do_import(int fd, Bytes size) {
+    if (!caps().exportable_segments)
+        return Error{Errc::unavailable, 0, "this GPU driver cannot import memory", {}};
+    const ContextScope scope(api(), context_.get());
+    if (auto ok = enter(scope); !ok) return std::move(ok).error();
+    CuMemHandle handle = 0;
+    // The ABI wants the number of the descriptor in the place of a pointer.
+    void* const number = reinterpret_cast<void*>(static_cast<std::intptr_t>(fd));
+    const CuResult result = api().mem_import_from_shareable_handle(&handle, number, kHandleTypePosixFd);
+    if (result != code::kSuccess) return fail(result, "cuMemImportFromShareableHandle");
+    auto address = map_handle(handle, size);
+    if (!address) {
+        (void)api().mem_release(handle);
+        return std::move(address).error();
+    }
+    return publish({*address, size, handle});
+}
+
+Result<void> CudaBackend::do_register(std::span<std::byte> memory) {
+    const ContextScope scope(api(), context_.get());
+    if (auto ok = enter(scope); !ok) return std::move(ok).error();
+    for (std::size_t done = 0; done < memory.size(); done += kRegisterPieceBytes) {
+        const auto piece = memory.subspan(done, std::min(kRegisterPieceBytes, memory.size() - done));
+        const CuResult result = api().mem_host_register(piece.data(), piece.size(),
+                                                        kHostRegisterPortable | kHostRegisterDeviceMap);
+        if (result == code::kSuccess) continue;
+        (void)unregister_pieces(memory.first(done));
+        return fail(result,
+                    fmt::format("cuMemHostRegister of {} of host memory", format_size({piece.size()})));
+    }
+    const MutexLock lock(mutex_);
+    registered_.push_back(memory);
+    return {};
+}
+
+/// Unregisters every piece that do_register made; goes on after an error. REQUIRES: the context is current.
+Result<void> CudaBackend::unregister_pieces(std::span<std::byte> memory) {
+    CuResult first = code::kSuccess;
+    for (std::size_t done = 0; done < memory.size(); done += kRegisterPieceBytes) {
+        const CuResult result = api().mem_host_unregister(memory.data() + done);
+        if (first == code::kSuccess) first = result;
+    }
+    if (first != code::kSuccess) return fail(first, "cuMemHostUnregister");
+    return {};
+}
+
+Result<void> CudaBackend::do_unregister(std::span<std::byte> memory) {
+    const ContextScope scope(api(), context_.get());
+    if (auto ok = enter(scope); !ok) return std::move(ok).error();
+    {
+        const MutexLock lock(mutex_);
+        const auto known = std::ranges::find_if(registered_, [&](std::span<std::byte> r) {
+            return r.data() == memory.data() && r.size() == memory.size();
+        });
+        if (known == registered_.end())
+            return Error{Errc::not_found, 0, "host memory to unregister was not registered as such a range"};
+        registered_.erase(known);
+    }
+    return unregister_pieces(memory);
+}
+
+Result<std::unique_ptr<TransferQueue>> CudaBackend::do_make_queue() {
+    // For good, not for the scope: the maker may go on to use the queue, and make_current would believe the
+    // scope's.
+    if (const CuResult result = make_current(); result != code::kSuccess)
+        return fail(result, "cuCtxSetCurrent");
+    return CudaQueue::create(*this);
+}
+
+Result<MemoryInfo> CudaBackend::do_memory_info() {
+    if (handles_.nvml_device != nullptr) {
+        auto memory = handles_.nvml->memory(handles_.nvml_device);
+        if (memory) return memory;
+        if (memory.error().code == Errc::gpu_lost) {
+            lose(Health::gpu_lost);
+            return memory;
+        }
+    }
+    const ContextScope scope(api(), context_.get());
+    if (auto ok = enter(scope); !ok) return std::move(ok).error();
+    std::size_t free = 0;
+    std::size_t total = 0;
+    const CuResult result = api().mem_get_info(&free, &total);
+    if (result != code::kSuccess) return fail(result, "cuMemGetInfo");
+    return MemoryInfo{{total}, {free}};
+}
+
+}  // namespace vramswap::cuda

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+// One opened NVIDIA GPU: a CUDA context, its segments and the host memory registered with it. Made by
+// CudaDriver, owned by the caller of Driver::open; must outlive its queues.
+//
+// Threads: the calls of Backend by any control thread (they block, allocate and make ioctls; the context is
+// made current for the call and put back after it). make_current, place, report, health: also by queue
+// threads; these do not allocate, block or lock.
+//
+// Errors of the control calls: no_memory = the GPU is full; gpu_lost = health() tells whether a new process
+// helps; failed = the call alone failed.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/mutex.h"
+#include "gpu/backend.h"
+#include "gpu/cuda/cuda_api.h"
+#include "gpu/cuda/nvml_api.h"
+
+namespace vramswap::cuda {
+
+/// Segments a backend can have; fixed, so that queues look segments up without a lock. 1.9 TiB of 128 MiB
+/// each.
+inline constexpr std::size_t kSegmentsMax = 16384;
+
+/// Host memory is registered in pieces of this size: larger ones make the driver allocate tables of more than
+/// 2 MiB, compacting memory while it holds the lock that every GPU client needs.
+inline constexpr std::size_t kRegisterPieceBytes = std::size_t{256} << 20;
+
+/// The GPU and what it is driven through.
+struct CudaHandles {
+    std::shared_ptr<const CudaApi> api;
+    std::shared_ptr<const NvmlApi> nvml;  ///< may be null
+    CuDevice device = 0;
+    NvmlDevice nvml_device = nullptr;  ///< may be null
+};
+
+/// Makes a context current on this thread for a scope and puts the former one back.
+class ContextScope {
+  public:
+    ContextScope(const CudaApi& api, CuContext context) : api_(api), result_(api.ctx_push_current(context)) {}
+    ~ContextScope() {
+        CuContext popped = nullptr;
+        if (result_ == code::kSuccess) (void)api_.ctx_pop_current(&popped);
+    }
+    ContextScope(const ContextScope&) = delete;
+    ContextScope& operator=(const ContextScope&) = delete;
+    [[nodiscard]] CuResult result() const { return result_; }
+
+  private:
+    const CudaApi& api_;
+    const CuResult result_;
+};
+
+/// An own context, destroyed with its owner. Own rather than the primary one: its flags are ours, and
+/// destroying it frees what it holds whoever else uses CUDA in the process. Not current after create().
+class OwnedContext {
+  public:
+    static Result<OwnedContext> create(std::shared_ptr<const CudaApi> api, CuDevice device);
+    OwnedContext(OwnedContext&& other) noexcept
+        : api_(std::move(other.api_)), context_(std::exchange(other.context_, nullptr)) {}
+    OwnedContext(const OwnedContext&) = delete;
+    OwnedContext& operator=(const OwnedContext&) = delete;
+    OwnedContext& operator=(OwnedContext&&) = delete;
+    ~OwnedContext() {
+        if (context_ != nullptr) (void)api_->ctx_destroy(context_);
+    }
+    [[nodiscard]] CuContext get() const { return context_; }
+    /// Leaves it to the end of the process.
+    void abandon() { context_ = nullptr; }
+
+  private:
+    OwnedContext(std::shared_ptr<const CudaApi> api, CuContext context)
+        : api_(std::move(api)), context_(context) {}
+    std::shared_ptr<const CudaApi> api_;
+    CuContext context_;
+};
+
+class CudaBackend final : public Backend {
+  public:
+    /// Creates the context and finds out what the GPU can do. Errors: busy, no_memory, failed.
+    static Result<std::unique_ptr<Backend>> create(CudaHandles handles, GpuInfo info);
+    CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info, Caps caps);
+    ~CudaBackend() override;
+
+    /// Where a segment lies; bytes is 0 if there is none.
+    struct Place {
+        CuDevicePtr address = 0;
+        std::uint64_t bytes = 0;
+    };
+    [[nodiscard]] Place place(SegmentId segment) const;
+    [[nodiscard]] const CudaApi& api() const { return *handles_.api; }
+    [[nodiscard]] CuDevice device() const { return handles_.device; }
+    [[nodiscard]] CuContext context() const { return context_.get(); }
+    /// Makes the context current on this thread for good; costs a comparison when it is already.
+    [[nodiscard]] CuResult make_current() const;
+    /// Takes note of a result of the driver: sets the health if it means the loss of context or GPU.
+    void report(CuResult result);
+    /// report() and failure() in one.
+    [[nodiscard]] Error fail(CuResult result, std::string_view what);
+
+  protected:
+    Result<SegmentId> do_allocate(Bytes size) override;
+    Result<void> do_free(SegmentId segment) override;
+    Result<UniqueFd> do_export(SegmentId segment) override;
+    Result<SegmentId> do_import(int fd, Bytes size) override;
+    Result<void> do_register(std::span<std::byte> memory) override;
+    Result<void> do_unregister(std::span<std::byte> memory) override;
+    Result<std::unique_ptr<TransferQueue>> do_make_queue() override;
+    Result<MemoryInfo> do_memory_info() override;
+    [[nodiscard]] bool do_has_segment(SegmentId segment) const override;
+
+  private:
+    /// What queue threads read; `bytes` is published last and withdrawn first.
+    struct Slot {
+        std::atomic<CuDevicePtr> address{0};
+        std::atomic<std::uint64_t> bytes{0};
+    };
+    /// What only control threads need. handle 0: plain memory of cuMemAlloc.
+    struct Segment {
+        CuDevicePtr address = 0;
+        Bytes size{};
+        CuMemHandle handle = 0;
+    };
+
+    Result<void> enter(const ContextScope& scope);
+    Result<CuDevicePtr> map_handle(CuMemHandle handle, Bytes size);
+    Result<SegmentId> publish(Segment segment);
+    CuResult release(const Segment& segment);
+    Result<void> unregister_pieces(std::span<std::byte> memory);
+    void lose(Health health);
+
+    // Constant.
+    const CudaHandles handles_;
+    const std::uint64_t id_;  ///< of this backend in this process, never used again (addresses are)
+
+    // Self-synchronised.
+    std::vector<Slot> slots_;
+    std::atomic<int> suspects_{0};
+
+    // Guarded by mutex_, which is never held during a call of the driver.
+    Mutex mutex_;
+    std::vector<Segment> segments_ VS_GUARDED_BY(mutex_);
+    std::vector<std::span<std::byte>> registered_ VS_GUARDED_BY(mutex_);
+
+    OwnedContext context_;
+};
+
+}  // namespace vramswap::cuda

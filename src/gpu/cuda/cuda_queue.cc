@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: MIT
+#include "gpu/cuda/cuda_queue.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+
+namespace vramswap::cuda {
+namespace {
+
+/// A stalled poll asks the driver whether the context still lives after so many loads, or after so long.
+constexpr std::uint32_t kPollsPerQuery = 1024;
+constexpr std::uint64_t kQueryIntervalNs = 1'000'000;
+/// The clock is read only so often: it costs more than the load.
+constexpr std::uint32_t kPollsPerClock = 16;
+/// How long a refused submission may take to come to rest.
+constexpr std::uint64_t kQuiesceNsMax = 100'000'000;
+/// Large enough for the path of large copies (the inline path ends at 24 to 28 KiB).
+constexpr std::size_t kWarmBytes = kChunkBytes;
+
+CuDevicePtr host_address(const void* p) {
+    return reinterpret_cast<std::uintptr_t>(p);
+}
+
+/// Tickets are compared by their low 32 bits, around the wrap; at most kDepth of them are in flight.
+bool reached(std::uint32_t done, Ticket ticket) {
+    return static_cast<std::int32_t>(done - static_cast<std::uint32_t>(ticket)) >= 0;
+}
+
+}  // namespace
+
+Result<PinnedPages> PinnedPages::create(CudaBackend& backend, std::size_t bytes) {
+    void* p =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (p == MAP_FAILED) return sys_error(fmt::format("mmap of {}", format_size({bytes})));
+    // A child must not get these pages copy-on-write: the GPU writes to the physical ones.
+    (void)::madvise(p, bytes, MADV_DONTFORK);
+    const std::span<std::byte> memory(static_cast<std::byte*>(p), bytes);
+    if (auto ok = backend.register_host(memory); !ok) {
+        ::munmap(p, bytes);
+        return std::move(ok).error();
+    }
+    return PinnedPages(backend, memory);
+}
+
+PinnedPages::~PinnedPages() {
+    if (memory_.empty()) return;
+    (void)backend_.unregister_host(memory_);
+    ::munmap(memory_.data(), memory_.size());
+}
+
+Result<std::unique_ptr<TransferQueue>> CudaQueue::create(CudaBackend& backend) {
+    auto completion = PinnedPages::create(backend, kPageBytes);
+    if (!completion) return std::move(completion).error();
+    std::unique_ptr<CudaQueue> queue(new CudaQueue(backend, *std::move(completion)));
+    if (auto ok = queue->set_up(); !ok) return std::move(ok).error();
+    if (auto ok = queue->warm_up(); !ok) return std::move(ok).error();
+    return std::unique_ptr<TransferQueue>(std::move(queue));
+}
+
+CudaQueue::CudaQueue(CudaBackend& backend, PinnedPages completion)
+    : backend_(backend),
+      api_(backend.api()),
+      completion_(std::move(completion)),
+      word_(reinterpret_cast<std::uint32_t*>(completion_.memory().data())) {}
+
+CudaQueue::~CudaQueue() {
+    // After a loss nothing runs any more, and the driver's calls may hang.
+    if (backend_.health() != Health::good || stream_ == nullptr) return;
+    const ContextScope scope(api_, backend_.context());
+    backend_.report(api_.stream_synchronize(stream_));
+    for (CuEvent event : events_)
+        if (event != nullptr) (void)api_.event_destroy(event);
+    (void)api_.stream_destroy(stream_);
+}
+
+Result<void> CudaQueue::set_up() {
+    CuResult result = api_.stream_create(&stream_, kStreamNonBlocking);
+    if (result != code::kSuccess) return backend_.fail(result, "cuStreamCreate");
+    result = try_write_value();
+    if (result == code::kSuccess) {
+        marker_ = Marker::write_value;
+        return {};
+    }
+    if (classify(result) != Damage::none) return backend_.fail(result, "cuStreamWriteValue32");
+    return make_events();
+}
+
+/// Chooses the function and lets it write once: what it promises differs between drivers.
+CuResult CudaQueue::try_write_value() {
+    int v1_works = 0;
+    if (api_.stream_write_value32_v2 != nullptr)
+        write_value_ = api_.stream_write_value32_v2;
+    else if (api_.device_get_attribute(&v1_works, Attribute::can_use_stream_mem_ops_v1, backend_.device()) ==
+                 code::kSuccess &&
+             v1_works != 0)
+        write_value_ = api_.stream_write_value32;
+    if (write_value_ == nullptr) return code::kNotSupported;
+    CuResult result = api_.mem_host_get_device_pointer(&word_on_gpu_, word_, 0);
+    if (result != code::kSuccess) return result;
+    constexpr std::uint32_t kProbe = 0x5aa5'0001;
+    result = write_value_(stream_, word_on_gpu_, kProbe, kWriteValueDefault);
+    if (result != code::kSuccess) return result;
+    result = api_.stream_synchronize(stream_);
+    if (result != code::kSuccess) return result;
+    const std::atomic_ref<std::uint32_t> word(*word_);
+    return word.exchange(0) == kProbe ? code::kSuccess : code::kNotSupported;
+}
+
+Result<void> CudaQueue::make_events() {
+    marker_ = Marker::event;
+    for (CuEvent& event : events_) {
+        const CuResult result = api_.event_create(&event, kEventDisableTiming);
+        if (result != code::kSuccess) return backend_.fail(result, "cuEventCreate");
+    }
+    return {};
+}
+
+/// Runs every kind of operation once, so that none meets its first use, with its allocations and ioctls,
+/// later.
+Result<void> CudaQueue::warm_up() {
+    auto host = PinnedPages::create(backend_, kWarmBytes);
+    if (!host) return std::move(host).error();
+    const Bytes size{round_up(kWarmBytes, backend_.caps().granularity.n)};
+    auto segment = backend_.allocate_segment(size);
+    if (!segment) return std::move(segment).error();
+    Result<void> warmed = warm_copies(host->memory(), *segment);
+    if (warmed) warmed = backend_.free_segment(*segment);
+    // Tickets count from 1 again.
+    std::atomic_ref<std::uint32_t>(*word_).store(0);
+    polls_ = 0;
+    return warmed;
+}
+
+Result<void> CudaQueue::warm_copies(std::span<std::byte> host, SegmentId segment) {
+    const auto copies_of = [&](Copy::Op op, std::size_t count, std::size_t bytes) {
+        std::vector<Copy> copies;
+        for (std::size_t i = 0; i < count; ++i)
+            copies.push_back(
+                {op, segment, i * bytes, host.data() + i * bytes, static_cast<std::uint32_t>(bytes)});
+        return copies;
+    };
+    static_assert(kWarmBytes % kBatchMax == 0);
+    try_batch(copies_of(Copy::Op::to_gpu, kBatchMax, kWarmBytes / kBatchMax));
+    for (const Copy::Op op : {Copy::Op::to_gpu, Copy::Op::from_gpu}) {
+        if (auto ok = run(copies_of(op, 1, kPageBytes)); !ok) return ok;
+        if (auto ok = run(copies_of(op, 1, kWarmBytes)); !ok) return ok;
+        if (auto ok = run(copies_of(op, kBatchMin, kPageBytes)); !ok) return ok;
+        if (auto ok = run(copies_of(op, kBatchMax, kWarmBytes / kBatchMax)); !ok) return ok;
+    }
+    // The driver's rings and pools grow with what is in flight: fill the queue once.
+    const auto page = copies_of(Copy::Op::to_gpu, 1, kPageBytes);
+    for (Ticket ticket = 1; ticket < kDepth; ++ticket)
+        if (do_submit(page, ticket) != IoStatus::ok)
+            return Error{Errc::failed, 0, "filling a GPU queue failed", "See the kernel log (\"Xid\")"};
+    return run(page);
+}
+
+/// Submits and waits. Also the first use of the calls that poll makes.
+Result<void> CudaQueue::run(std::span<const Copy> copies) {
+    if (do_submit(copies, kDepth) != IoStatus::ok)
+        return Error{Errc::failed, 0, fmt::format("the first {} copies of a GPU queue failed", copies.size()),
+                     "See the kernel log (\"Xid\")"};
+    CuResult result = api_.stream_synchronize(stream_);
+    if (result == code::kSuccess) result = api_.stream_query(stream_);
+    if (result == code::kSuccess && marker_ == Marker::event) result = api_.event_query(events_[0]);
+    if (result != code::kSuccess) return backend_.fail(result, "the first use of a GPU queue");
+    return {};
+}
+
+/// Does without batches if this driver refuses them.
+void CudaQueue::try_batch(std::span<const Copy> copies) {
+    if (!has_batch()) return;
+    const CuResult result = copy_batches(copies);
+    backend_.report(result);
+    batch_works_ = result == code::kSuccess;
+}
+
+bool CudaQueue::has_batch() const {
+    return batch_works_ && (api_.memcpy_batch_async_v2 != nullptr || api_.memcpy_batch_async != nullptr);
+}
+
+std::uint64_t CudaQueue::do_segment_bytes(SegmentId segment) const {
+    return backend_.place(segment).bytes;
+}
+
+IoStatus CudaQueue::do_submit(std::span<const Copy> copies, Ticket ticket) {
+    if (backend_.health() != Health::good) return IoStatus::io_error;
+    CuResult result = backend_.make_current();
+    if (result == code::kSuccess)
+        result = copies.size() >= kBatchMin && has_batch() ? copy_batches(copies) : copy_each(copies);
+    if (result == code::kSuccess) result = mark(ticket);
+    if (result == code::kSuccess) return IoStatus::ok;
+    backend_.report(result);
+    quiesce();
+    return IoStatus::io_error;
+}
+
+CuResult CudaQueue::copy_each(std::span<const Copy> copies) {
+    for (const Copy& copy : copies) {
+        const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
+        const CuResult result = copy.op == Copy::Op::to_gpu
+                                    ? api_.memcpy_htod_async(gpu, copy.host, copy.bytes, stream_)
+                                    : api_.memcpy_dtoh_async(copy.host, gpu, copy.bytes, stream_);
+        if (result != code::kSuccess) return result;
+    }
+    return code::kSuccess;
+}
+
+CuResult CudaQueue::copy_batches(std::span<const Copy> copies) {
+    CuMemcpyAttributes attributes{};
+    attributes.src_access_order = kSrcAccessOrderStream;
+    std::size_t attributes_start = 0;
+    while (!copies.empty()) {
+        const std::size_t count = std::min(copies.size(), kBatchMax);
+        for (std::size_t i = 0; i < count; ++i) {
+            const Copy& copy = copies[i];
+            const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
+            const CuDevicePtr host = host_address(copy.host);
+            to_[i] = copy.op == Copy::Op::to_gpu ? gpu : host;
+            from_[i] = copy.op == Copy::Op::to_gpu ? host : gpu;
+            bytes_[i] = copy.bytes;
+        }
+        std::size_t fail_index = 0;
+        const CuResult result =
+            api_.memcpy_batch_async_v2 != nullptr
+                ? api_.memcpy_batch_async_v2(to_.data(), from_.data(), bytes_.data(), count, &attributes,
+                                             &attributes_start, 1, stream_)
+                : api_.memcpy_batch_async(to_.data(), from_.data(), bytes_.data(), count, &attributes,
+                                          &attributes_start, 1, &fail_index, stream_);
+        if (result != code::kSuccess) return result;
+        copies = copies.subspan(count);
+    }
+    return code::kSuccess;
+}
+
+CuResult CudaQueue::mark(Ticket ticket) {
+    if (marker_ == Marker::write_value)
+        return write_value_(stream_, word_on_gpu_, static_cast<std::uint32_t>(ticket), kWriteValueDefault);
+    return api_.event_record(events_[ticket % kDepth], stream_);
+}
+
+/// After a refusal: lets what was accepted of the submission end, since the caller will use its memory again.
+/// Spins, for the errors that leave the context alive are rare and the copies take microseconds.
+void CudaQueue::quiesce() {
+    if (backend_.health() != Health::good) return;
+    const std::uint64_t start = now_ns();
+    while (api_.stream_query(stream_) == code::kNotReady && now_ns() - start < kQuiesceNsMax) cpu_relax();
+}
+
+IoStatus CudaQueue::do_poll(Ticket ticket) {
+    if (marker_ == Marker::event) return poll_event(ticket);
+    if (reached(std::atomic_ref<std::uint32_t>(*word_).load(std::memory_order_acquire), ticket)) {
+        polls_ = 0;
+        return IoStatus::ok;
+    }
+    // What was complete before the loss was seen above; the rest never will be.
+    if (backend_.health() != Health::good) return IoStatus::io_error;
+    return stalled() ? query_stream() : IoStatus::pending;
+}
+
+/// True if it is time to ask the driver. The first reading of the clock in a stall only starts the interval.
+bool CudaQueue::stalled() {
+    ++polls_;
+    if (polls_ % kPollsPerClock != 0) return false;
+    const std::uint64_t now = now_ns();
+    if (polls_ == kPollsPerClock) looked_at_ns_ = now;
+    if (polls_ % kPollsPerQuery != 0 && now - looked_at_ns_ < kQueryIntervalNs) return false;
+    looked_at_ns_ = now;
+    return true;
+}
+
+/// A context that died never writes the word: only a call tells.
+IoStatus CudaQueue::query_stream() {
+    CuResult result = backend_.make_current();
+    if (result == code::kSuccess) result = api_.stream_query(stream_);
+    return judge(result);
+}
+
+IoStatus CudaQueue::poll_event(Ticket ticket) {
+    if (backend_.health() != Health::good) return IoStatus::io_error;
+    CuResult result = backend_.make_current();
+    if (result == code::kSuccess) result = api_.event_query(events_[ticket % kDepth]);
+    return judge(result);
+}
+
+IoStatus CudaQueue::judge(CuResult result) {
+    if (result == code::kSuccess) return IoStatus::ok;
+    if (result == code::kNotReady) return IoStatus::pending;
+    backend_.report(result);
+    // An unknown error is asked about again before the copy is given up.
+    if (classify(result) == Damage::suspect && backend_.health() == Health::good) return IoStatus::pending;
+    return IoStatus::io_error;
+}
+
+}  // namespace vramswap::cuda

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+#include "gpu/cuda/nvml_api.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+namespace vramswap::cuda {
+namespace {
+
+constexpr NvmlReturn kNvmlSuccess = 0;         // NVML_SUCCESS
+constexpr NvmlReturn kNvmlGpuIsLost = 15;      // NVML_ERROR_GPU_IS_LOST
+constexpr NvmlReturn kNvmlResetRequired = 16;  // NVML_ERROR_RESET_REQUIRED
+constexpr unsigned kNvmlMigEnable = 1;         // NVML_DEVICE_MIG_ENABLE
+constexpr unsigned kNvmlCcEnabled = 1;         // NVML_CC_SYSTEM_FEATURE_ENABLED
+
+struct Symbol {
+    const char* name;
+    void (*bind)(NvmlApi& api, void* address);
+};
+
+template <typename F>
+void assign(F& slot, void* address) {
+    slot = reinterpret_cast<F>(address);
+}
+template <auto Member>
+void bind(NvmlApi& api, void* address) {
+    assign(api.*Member, address);
+}
+
+/// The one table of what is taken from NVML; all optional.
+constexpr Symbol kSymbols[] = {
+    {"nvmlInit_v2", bind<&NvmlApi::init>},
+    {"nvmlShutdown", bind<&NvmlApi::shutdown>},
+    {"nvmlSystemGetDriverVersion", bind<&NvmlApi::system_get_driver_version>},
+    {"nvmlSystemGetConfComputeState", bind<&NvmlApi::system_get_conf_compute_state>},
+    {"nvmlDeviceGetHandleByPciBusId_v2", bind<&NvmlApi::device_get_handle_by_pci_bus_id>},
+    {"nvmlDeviceGetMemoryInfo", bind<&NvmlApi::device_get_memory_info>},
+    {"nvmlDeviceGetMemoryInfo_v2", bind<&NvmlApi::device_get_memory_info_v2>},
+    {"nvmlDeviceGetDisplayActive", bind<&NvmlApi::device_get_display_active>},
+    {"nvmlDeviceGetDisplayMode", bind<&NvmlApi::device_get_display_mode>},
+    {"nvmlDeviceGetMigMode", bind<&NvmlApi::device_get_mig_mode>},
+};
+
+Error memory_error(NvmlReturn result) {
+    const bool lost = result == kNvmlGpuIsLost || result == kNvmlResetRequired;
+    return Error{
+        lost ? Errc::gpu_lost : Errc::unavailable, 0,
+        fmt::format("NVML cannot tell the GPU's free memory (NVML error {})", result),
+        lost ? "The GPU needs a reset or has fallen off the bus; the kernel log (\"Xid\") names the cause"
+             : ""};
+}
+
+}  // namespace
+
+NvmlApi::~NvmlApi() {
+    if (started_ && shutdown != nullptr) (void)shutdown();
+}
+
+std::shared_ptr<const NvmlApi> NvmlApi::load(const std::string& library) {
+    void* handle = ::dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) return nullptr;
+    auto api = std::make_shared<NvmlApi>();
+    for (const Symbol& symbol : kSymbols)
+        if (void* address = ::dlsym(handle, symbol.name); address != nullptr) symbol.bind(*api, address);
+    if (api->init == nullptr || api->init() != kNvmlSuccess) return nullptr;
+    api->started_ = true;
+    return api;
+}
+
+std::string NvmlApi::driver_version() const {
+    char text[96] = {};  // NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE is 80
+    if (system_get_driver_version == nullptr ||
+        system_get_driver_version(text, sizeof(text) - 1) != kNvmlSuccess)
+        return {};
+    return text;
+}
+
+NvmlDevice NvmlApi::device_at(const std::string& pci) const {
+    NvmlDevice device = nullptr;
+    if (device_get_handle_by_pci_bus_id == nullptr ||
+        device_get_handle_by_pci_bus_id(pci.c_str(), &device) != kNvmlSuccess)
+        return nullptr;
+    return device;
+}
+
+Result<MemoryInfo> NvmlApi::memory(NvmlDevice device) const {
+    NvmlReturn result = 0;
+    if (device_get_memory_info_v2 != nullptr) {
+        NvmlMemoryV2 v2{};
+        v2.version = kNvmlMemoryVersion2;
+        result = device_get_memory_info_v2(device, &v2);
+        // `reserved` belongs to driver and firmware and can never be ours; CUDA's total leaves it out, too.
+        if (result == kNvmlSuccess)
+            return MemoryInfo{{v2.reserved < v2.total ? v2.total - v2.reserved : v2.total}, {v2.free}};
+        if (result == kNvmlGpuIsLost || result == kNvmlResetRequired) return memory_error(result);
+    }
+    if (device_get_memory_info != nullptr) {
+        NvmlMemory v1{};
+        result = device_get_memory_info(device, &v1);
+        if (result == kNvmlSuccess) return MemoryInfo{{v1.total}, {v1.free}};
+    }
+    return memory_error(result);
+}
+
+Answer NvmlApi::display(NvmlDevice device) const {
+    Answer answer = Answer::unknown;
+    for (auto* question : {device_get_display_active, device_get_display_mode}) {
+        int on = 0;
+        if (question == nullptr || question(device, &on) != kNvmlSuccess) continue;
+        if (on != 0) return Answer::yes;
+        answer = Answer::no;
+    }
+    return answer;
+}
+
+Answer NvmlApi::mig(NvmlDevice device) const {
+    unsigned current = 0;
+    unsigned pending = 0;
+    if (device_get_mig_mode == nullptr || device_get_mig_mode(device, &current, &pending) != kNvmlSuccess)
+        return Answer::unknown;
+    return current == kNvmlMigEnable ? Answer::yes : Answer::no;
+}
+
+Answer NvmlApi::confidential() const {
+    NvmlConfComputeState state{};
+    if (system_get_conf_compute_state == nullptr || system_get_conf_compute_state(&state) != kNvmlSuccess)
+        return Answer::unknown;
+    return state.cc_feature == kNvmlCcEnabled ? Answer::yes : Answer::no;
+}
+
+}  // namespace vramswap::cuda

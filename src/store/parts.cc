@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+#include "store/parts.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+namespace vramswap {
+namespace {
+
+/// Wakes whoever polls the eventfd. It cannot block: the counter never gets near its limit.
+void signal_event(int fd) {
+    constexpr std::uint64_t kOne = 1;
+    [[maybe_unused]] const auto n = ::write(fd, &kOne, sizeof kOne);
+}
+
+}  // namespace
+
+StoreParts::StoreParts(State state_in, std::unique_ptr<Stage> stage_in)
+    : state(std::move(state_in)),
+      stage(std::move(stage_in)),
+      slots(state.header().segments_max,
+            static_cast<std::uint32_t>(state.header().segment_bytes / kChunkBytes)),
+      segment_ids_(state.header().segments_max),
+      maintenance_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+
+StoreParts::~StoreParts() {
+    for (std::uint32_t i = 0; i < queues_used.load(); ++i) ::close(queues[i].event_fd.load());
+}
+
+StoreParts::Place StoreParts::place(std::uint32_t slot) const {
+    const std::uint32_t per_segment = slots.slots_per_segment();
+    return {segment_id(slot / per_segment), std::uint64_t{slot % per_segment} * kChunkBytes};
+}
+
+void StoreParts::forget_page(ChunkIndex chunk, std::uint32_t page_in_chunk) {
+    PageEntry& page = state.pages()[first_page(chunk).n + page_in_chunk];
+    if (page.state() == PageEntry::State::absent) return;
+    ChunkEntry& entry = state.chunks()[chunk.n];
+    page.forget();
+    --entry.stored;
+    if (!entry.image.has()) return;
+    ImageHeader& h = stage->header(entry.image.get());
+    h.valid.clear(page_in_chunk);
+    if (h.dirty.test(page_in_chunk)) {
+        h.dirty.clear(page_in_chunk);
+        h.dirty_pages.fetch_sub(1, std::memory_order_relaxed);
+    }
+}
+
+void StoreParts::release_if_empty(ChunkEntry& entry) {
+    if (entry.stored != 0 || entry.pins != 0) return;
+    if (entry.image.has()) {
+        stage->give(entry.image.get());
+        entry.image.reset();
+        notify_room();
+    }
+    if (entry.slot.has()) {
+        slots.give(entry.slot.get());
+        entry.slot.reset();
+        if (slots.free_slots() >= 2 * slots.slots_per_segment()) request_maintenance();
+    }
+}
+
+void StoreParts::mark_dirty(ImageHeader& header, std::uint64_t now) {
+    const std::uint32_t count = header.dirty.count();
+    if (header.dirty_pages.load(std::memory_order_relaxed) == 0)
+        header.dirty_since_ns.store(now, std::memory_order_relaxed);
+    header.dirty_pages.store(count, std::memory_order_seq_cst);  // before Flusher::kick looks who sleeps
+}
+
+void StoreParts::notify_room() {
+    const std::uint32_t used = queues_used.load(std::memory_order_acquire);
+    for (std::uint32_t i = 0; i < used; ++i)
+        if (queues[i].waiting.load(std::memory_order_seq_cst) && queues[i].waiting.exchange(false))
+            signal_event(queues[i].event_fd.load(std::memory_order_relaxed));
+}
+
+void StoreParts::request_maintenance() {
+    if (!maintenance_requested_.exchange(true)) signal_event(maintenance_fd_.get());
+}
+
+void StoreParts::maintenance_begins() {
+    std::uint64_t count = 0;
+    [[maybe_unused]] const auto n = ::read(maintenance_fd_.get(), &count, sizeof count);
+    maintenance_requested_.store(false);
+}
+
+}  // namespace vramswap

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+#include "store/stage.h"
+
+#include <sys/mman.h>
+
+namespace vramswap {
+
+Result<std::unique_ptr<Stage>> Stage::create(const State& state) {
+    auto memory = make_shared_memory("vramswap-stage", std::size_t{state.header().images} * kChunkBytes);
+    if (!memory) return std::move(memory).error();
+    return std::unique_ptr<Stage>(new Stage(state.images(), std::move(*memory)));
+}
+
+Stage::Stage(std::span<ImageHeader> headers, SharedMemory memory) : headers_(headers), memory_(std::move(memory)) {
+    const MutexLock lock(mutex_);
+    free_.reserve(headers_.size());
+    for (auto n = static_cast<std::uint32_t>(headers_.size()); n-- > 0;) free_.push_back(n);
+    free_count_ = static_cast<std::uint32_t>(headers_.size());
+}
+
+Stage::~Stage() { ::munmap(memory_.bytes.data(), memory_.bytes.size()); }
+
+std::optional<std::uint32_t> Stage::take(ChunkIndex chunk) {
+    if (free_images() == 0) return std::nullopt;
+    std::uint32_t image = 0;
+    {
+        const MutexLock lock(mutex_);
+        if (free_.empty()) return std::nullopt;
+        image = free_.back();
+        free_.pop_back();
+        free_count_.fetch_sub(1);
+    }
+    ImageHeader& h = headers_[image];
+    h.valid.clear_all();
+    h.dirty.clear_all();
+    h.in_flight.clear_all();
+    h.dirty_pages.store(0, std::memory_order_relaxed);
+    h.chunk_plus_one.store(chunk.n + 1, std::memory_order_release);
+    return image;
+}
+
+void Stage::give(std::uint32_t image) {
+    headers_[image].chunk_plus_one.store(0, std::memory_order_release);
+    const MutexLock lock(mutex_);
+    free_.push_back(image);
+    free_count_.fetch_add(1);
+}
+
+}  // namespace vramswap

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT
+// The store's state in one memfd: page table, chunk table, segment table, stage headers. The layout is versioned and
+// holds no pointers, so that another process can take it over. Made by the control thread; the tables are then used
+// by I/O threads under the chunk lock (see ChunkEntry).
+//
+// Order of every update: data first, then the entry that publishes it (docs/architecture.md).
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "base/units.h"
+#include "store/page_bits.h"
+
+namespace vramswap {
+
+/// A page table entry: state in the two highest bits, 56 bits of checksum below.
+struct PageEntry {
+    enum class State : std::uint8_t { absent = 0, stored = 1, lost = 2 };
+    static constexpr int kStateShift = 62;
+    static constexpr std::uint64_t kChecksumMask = (std::uint64_t{1} << 56) - 1;
+
+    std::atomic<std::uint64_t> word{0};
+
+    [[nodiscard]] std::uint64_t load() const { return word.load(std::memory_order_relaxed); }
+    [[nodiscard]] State state() const { return static_cast<State>(load() >> kStateShift); }
+    [[nodiscard]] bool holds(std::uint64_t checksum) const { return load() == stored_word(checksum); }
+    void store(std::uint64_t checksum) { word.store(stored_word(checksum), std::memory_order_release); }
+    void forget() { word.store(0, std::memory_order_release); }
+
+    static constexpr std::uint64_t stored_word(std::uint64_t checksum) {
+        return (std::uint64_t{1} << kStateShift) | (checksum & kChecksumMask);
+    }
+};
+
+/// 0 = none; else a number + 1, so that a fresh memfd is an empty store.
+struct OptionalIndex {
+    std::uint32_t plus_one = 0;
+    [[nodiscard]] bool has() const { return plus_one != 0; }
+    [[nodiscard]] std::uint32_t get() const { return plus_one - 1; }
+    void set(std::uint32_t index) { plus_one = index + 1; }
+    void reset() { plus_one = 0; }
+};
+
+/// Where a chunk lives. Its lock bit guards the entry, the page entries of the chunk and its stage image's bits and
+/// bytes. It is held for memory copies only: never over a system call, a GPU call or another chunk's lock.
+struct ChunkEntry {
+    std::atomic<std::uint32_t> locked{0};
+    OptionalIndex slot;        ///< 2 MiB of VRAM: segment * slots a segment + slot
+    OptionalIndex image;       ///< of the stage
+    std::uint16_t stored = 0;  ///< pages not absent
+    std::uint16_t pins = 0;    ///< GPU copies in flight from or to the slot; it may not be freed while not 0
+    std::uint32_t last_use = 0;
+    std::uint32_t reserved = 0;
+};
+static_assert(sizeof(ChunkEntry) == 24);
+
+struct SegmentEntry {
+    enum class State : std::uint32_t { none = 0, in_use = 1 };
+    State state = State::none;
+    std::uint32_t gpu = 0;
+    std::uint64_t bytes = 0;
+};
+
+struct ImageHeader {
+    /// Atomic where the flusher looks before it takes the chunk's lock: chunk + 1 (0 = free), the time of the oldest
+    /// dirty page, and dirty.count().
+    std::atomic<std::uint32_t> chunk_plus_one{0};
+    std::atomic<std::uint32_t> dirty_pages{0};
+    std::atomic<std::uint64_t> dirty_since_ns{0};
+    PageBits valid;      ///< the image has the page's newest content
+    PageBits dirty;      ///< the image has it and VRAM does not
+    PageBits in_flight;  ///< being copied to VRAM: the bytes may not change
+};
+
+struct StateHeader {
+    static constexpr std::uint64_t kMagic = 0x50415753'4d415256;  // "VRAMSWAP", little endian
+    static constexpr std::uint32_t kVersion = 1;
+    std::uint64_t magic = 0;
+    std::uint32_t version = 0;
+    std::uint32_t chunks = 0;
+    std::uint32_t segments_max = 0;
+    std::uint32_t images = 0;
+    std::uint64_t device_bytes = 0;
+    std::uint64_t segment_bytes = 0;
+    std::uint64_t pages_offset = 0, chunks_offset = 0, segments_offset = 0, images_offset = 0;
+    std::uint64_t total_bytes = 0;
+};
+
+/// Holds a chunk's lock for a scope. Spins, then yields: the holder only copies memory.
+class ChunkLock {
+  public:
+    explicit ChunkLock(ChunkEntry& entry);
+    ~ChunkLock() { entry_.locked.store(0, std::memory_order_release); }
+    ChunkLock(const ChunkLock&) = delete;
+    ChunkLock& operator=(const ChunkLock&) = delete;
+
+  private:
+    ChunkEntry& entry_;
+};
+
+struct StateShape {
+    Bytes device{};
+    Bytes segment{};
+    std::uint32_t images = 0;
+};
+
+class State {
+  public:
+    /// A new empty state in a memfd. Errors: no_memory, usage.
+    static Result<State> create(const StateShape& shape);
+
+    State(State&& other) noexcept;
+    State& operator=(State&&) = delete;
+    ~State();
+
+    [[nodiscard]] const StateHeader& header() const { return *at<StateHeader>(0); }
+    [[nodiscard]] std::span<PageEntry> pages() const;
+    [[nodiscard]] std::span<ChunkEntry> chunks() const;
+    [[nodiscard]] std::span<SegmentEntry> segments() const;
+    [[nodiscard]] std::span<ImageHeader> images() const;
+    [[nodiscard]] const UniqueFd& fd() const { return fd_; }
+    [[nodiscard]] std::span<std::byte> memory() const { return {base_, size_}; }
+
+  private:
+    State(UniqueFd fd, std::byte* base, std::size_t size) : fd_(std::move(fd)), base_(base), size_(size) {}
+    template <typename T>
+    [[nodiscard]] T* at(std::uint64_t offset) const {
+        return reinterpret_cast<T*>(base_ + offset);
+    }
+
+    UniqueFd fd_;
+    std::byte* base_;
+    std::size_t size_;
+};
+
+/// Zeroed, touched and locked (best effort without the right to) shared memory with a descriptor to hand on.
+struct SharedMemory {
+    UniqueFd fd;
+    std::span<std::byte> bytes;
+};
+Result<SharedMemory> make_shared_memory(const char* name, std::size_t size);
+
+}  // namespace vramswap

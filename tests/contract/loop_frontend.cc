@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: MIT
+// What only the loop frontend promises: how its device looks, what it says when something is missing, that a
+// start which fails anywhere leaves nothing, and that nothing stays behind when its process is killed.
+#include "front/loop/loop_frontend.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <linux/capability.h>
+#include <linux/loop.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/units.h"
+#include "support/block_device.h"
+#include "support/ram_target.h"
+
+namespace vramswap::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr unsigned kWatchdogSeconds = 30;
+constexpr Bytes kSize = mib(4);
+
+class LoopFrontendTest : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        ::alarm(kWatchdogSeconds);
+        if (const std::string problem = loop_problem(); !problem.empty()) GTEST_SKIP() << problem;
+    }
+    void TearDown() override { ::alarm(0); }
+};
+
+/// A folder in the place of /dev with links to some of its nodes.
+class FakeDev {
+  public:
+    explicit FakeDev(std::initializer_list<const char*> nodes) {
+        std::string name = fs::temp_directory_path() / "vramswap-dev-XXXXXX";
+        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
+        path_ = name;
+        for (const char* node : nodes) fs::create_symlink(fs::path("/dev") / node, path_ / node);
+    }
+    ~FakeDev() {
+        std::error_code ignored;
+        fs::remove_all(path_, ignored);
+    }
+    FakeDev(const FakeDev&) = delete;
+    FakeDev& operator=(const FakeDev&) = delete;
+    [[nodiscard]] std::string path() const { return path_; }
+
+  private:
+    fs::path path_;
+};
+
+/// Takes CAP_SYS_ADMIN away from the calling thread for a scope.
+class WithoutSysAdmin {
+  public:
+    WithoutSysAdmin() : done_(get() && set(sets_[0].effective & ~CAP_TO_MASK(CAP_SYS_ADMIN))) {}
+    ~WithoutSysAdmin() {
+        if (done_) set(before_);
+    }
+    WithoutSysAdmin(const WithoutSysAdmin&) = delete;
+    WithoutSysAdmin& operator=(const WithoutSysAdmin&) = delete;
+    [[nodiscard]] bool done() const { return done_; }
+
+  private:
+    bool get() {
+        const bool got = ::syscall(SYS_capget, &header_, sets_.data()) == 0;
+        before_ = sets_[0].effective;
+        return got;
+    }
+    bool set(std::uint32_t effective) {
+        sets_[0].effective = effective;
+        return ::syscall(SYS_capset, &header_, sets_.data()) == 0;
+    }
+    __user_cap_header_struct header_{_LINUX_CAPABILITY_VERSION_3, 0};
+    std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3> sets_{};
+    std::uint32_t before_ = 0;
+    bool done_;
+};
+
+/// A served device in a child process that can be killed.
+class ServingChild {
+  public:
+    ServingChild() {
+        std::array<int, 2> ends{};
+        if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw std::runtime_error("pipe2 failed");
+        UniqueFd in(ends[0]);
+        UniqueFd out(ends[1]);
+        pid_ = ::fork();
+        if (pid_ == 0) serve(out);
+        out.reset();
+        std::array<char, 64> text{};
+        const ssize_t n = ::read(in.get(), text.data(), text.size());
+        if (n <= 0) throw std::runtime_error("the child did not start");
+        path_.assign(text.data(), static_cast<std::size_t>(n));
+        std::getline(std::ifstream("/sys/block" / fs::path(path_).filename() / "loop/backing_file"),
+                     backing_);
+    }
+    ~ServingChild() { kill(); }
+    ServingChild(const ServingChild&) = delete;
+    ServingChild& operator=(const ServingChild&) = delete;
+
+    /// SIGKILL, and waits for the end of the process.
+    void kill() {
+        if (pid_ <= 0) return;
+        ::kill(pid_, SIGKILL);
+        ::waitpid(pid_, nullptr, 0);
+        pid_ = -1;
+    }
+    [[nodiscard]] const std::string& path() const { return path_; }
+    /// Whether the device still has our file under it.
+    [[nodiscard]] bool device_exists() const {
+        std::string backing;
+        std::getline(std::ifstream("/sys/block" / fs::path(path_).filename() / "loop/backing_file"), backing);
+        return !backing.empty() && backing == backing_;
+    }
+
+  private:
+    [[noreturn]] static void serve(const UniqueFd& out) {
+        RamTarget target(kSize);
+        auto frontend = make_loop_frontend();
+        const auto path = frontend->start(target, {.name = unique_device_name()});
+        if (path && ::write(out.get(), path->data(), path->size()) > 0)
+            for (;;) ::pause();
+        ::_exit(1);
+    }
+
+    pid_t pid_ = -1;
+    std::string path_;
+    std::string backing_;
+};
+
+/// The fifth field of /sys/block/DEVICE/stat (Documentation/block/stat.rst); it counts from the device's
+/// creation by the kernel, so a number that was used before does not begin at 0.
+std::uint64_t writes_completed(const std::string& path) {
+    std::ifstream stat("/sys/block" / fs::path(path).filename() / "stat");
+    std::array<std::uint64_t, 5> fields{};
+    for (auto& field : fields) stat >> field;
+    return fields[4];
+}
+
+TEST(LoopProblem, NamesTheMissingNodeAndTheRemedy) {
+    const FakeDev nothing({});
+    const std::string no_fuse = loop_problem_in(nothing.path());
+    EXPECT_NE(no_fuse.find(nothing.path() + "/fuse"), std::string::npos) << no_fuse;
+    EXPECT_NE(no_fuse.find("modprobe fuse"), std::string::npos) << no_fuse;
+    if (::access("/dev/fuse", R_OK | W_OK) != 0) GTEST_SKIP() << "no access to /dev/fuse";
+    const FakeDev only_fuse({"fuse"});
+    const std::string no_loop = loop_problem_in(only_fuse.path());
+    EXPECT_NE(no_loop.find(only_fuse.path() + "/loop-control"), std::string::npos) << no_loop;
+    EXPECT_NE(no_loop.find("modprobe loop"), std::string::npos) << no_loop;
+}
+
+TEST_F(LoopFrontendTest, SaysThatItNeedsRoot) {
+    const WithoutSysAdmin weaker;
+    ASSERT_TRUE(weaker.done());
+    const std::string problem = loop_problem();
+    EXPECT_NE(problem.find("root"), std::string::npos) << problem;
+}
+
+TEST_F(LoopFrontendTest, IsADirectIoLoopDeviceThatNoMountTableShows) {
+    RamTarget target(kSize);
+    auto frontend = make_loop_frontend();
+    const std::string name = unique_device_name();
+    const std::size_t before = count_held().loop_devices;
+    const auto path = frontend->start(target, {.name = name});
+    ASSERT_TRUE(path) << path.error().text();
+    EXPECT_EQ(count_held().loop_devices, before + 1);
+    loop_info64 info{};
+    ASSERT_EQ(::ioctl(open_device(*path).get(), LOOP_GET_STATUS64, &info), 0);
+    EXPECT_EQ(info.lo_flags, unsigned{LO_FLAGS_DIRECT_IO | LO_FLAGS_AUTOCLEAR});
+    EXPECT_STREQ(reinterpret_cast<const char*>(info.lo_file_name), ("vramswap-" + name).c_str());
+    std::ifstream mountinfo("/proc/self/mountinfo");
+    const std::string mounts{std::istreambuf_iterator<char>(mountinfo), {}};
+    EXPECT_EQ(mounts.find("vramswap"), std::string::npos) << mounts;
+    EXPECT_TRUE(frontend->stop());
+    EXPECT_EQ(count_held().loop_devices, before);
+}
+
+TEST_F(LoopFrontendTest, OneRequestOfTheBlockLayerIsOneOfFuse) {
+    RamTarget target(kSize);
+    auto frontend = make_loop_frontend();
+    const auto path = frontend->start(target, {.name = unique_device_name()});
+    ASSERT_TRUE(path) << path.error().text();
+    const std::uint64_t before = writes_completed(*path);
+    {
+        const UniqueFd device = open_device(*path);
+        DirectBuffer buffer(kSize.n);
+        EXPECT_EQ(write_at(device, buffer, 0), 0);
+    }
+    // The kernel counts a request a moment after it has told us of its end.
+    const std::uint64_t deadline = now_ns() + 10'000'000'000;
+    const auto completed = [&] { return writes_completed(*path) - before; };
+    while (completed() < frontend->counters().writes && now_ns() < deadline) std::this_thread::yield();
+    EXPECT_EQ(completed(), frontend->counters().writes);
+    EXPECT_TRUE(frontend->stop());
+}
+
+TEST_F(LoopFrontendTest, AStartThatFailsLeavesNothing) {
+    const Held before = count_held();
+    const auto expect_failure = [&](const std::string& dev_dir, const std::string& name, const char* said) {
+        RamTarget target(kSize);
+        const auto started = make_loop_frontend_in(dev_dir)->start(target, {.name = name});
+        ASSERT_FALSE(started);
+        EXPECT_NE(started.error().text().find(said), std::string::npos) << started.error().text();
+        EXPECT_EQ(target.queues() + target.registrations(), 0u);
+    };
+    const FakeDev nothing({});
+    const FakeDev only_fuse({"fuse"});
+    const FakeDev no_devices({"fuse", "loop-control"});
+    expect_failure(nothing.path(), unique_device_name(), "modprobe fuse");
+    expect_failure(only_fuse.path(), unique_device_name(), "modprobe loop");
+    expect_failure(no_devices.path(), unique_device_name(), "no device node");
+    expect_failure("/dev", "", "name");
+    expect_failure("/dev", "a/b", "name");
+    {
+        const WithoutSysAdmin weaker;
+        ASSERT_TRUE(weaker.done());
+        expect_failure("/dev", unique_device_name(), "root");
+    }
+    const Held after = wait_until_held_is(before);
+    EXPECT_EQ(after, before) << to_string(after) << ", before: " << to_string(before);
+}
+
+TEST_F(LoopFrontendTest, DestructionWithoutStopRemovesTheDevice) {
+    const Held before = count_held();
+    {
+        RamTarget target(kSize);
+        auto frontend = make_loop_frontend();
+        const auto path = frontend->start(target, {.name = unique_device_name()});
+        ASSERT_TRUE(path) << path.error().text();
+        frontend.reset();
+        EXPECT_EQ(target.queues() + target.registrations(), 0u);
+    }
+    const Held after = wait_until_held_is(before);
+    EXPECT_EQ(after, before) << to_string(after) << ", before: " << to_string(before);
+}
+
+TEST_F(LoopFrontendTest, DestructionUnderAUserEndsWithErrorsAndNotInAHang) {
+    const Held before = count_held();
+    {
+        RamTarget target(kSize);
+        auto frontend = make_loop_frontend();
+        const auto path = frontend->start(target, {.name = unique_device_name()});
+        ASSERT_TRUE(path) << path.error().text();
+        const UniqueFd device = open_device(*path);
+        // One request waits for room in the target, and has to give up.
+        target.take_room();
+        DirectBuffer page(kPageBytes);
+        int outcome = -1;
+        std::thread writer([&] { outcome = write_at(device, page, 0); });
+        const bool refused = target.wait_until_refused(1);
+        frontend.reset();
+        writer.join();
+        EXPECT_TRUE(refused);
+        EXPECT_EQ(outcome, EIO);
+        EXPECT_EQ(read_at(device, page, 0), EIO);
+        EXPECT_EQ(target.queues() + target.registrations(), 0u);
+    }
+    const Held after = wait_until_held_is(before);
+    EXPECT_EQ(after, before) << to_string(after) << ", before: " << to_string(before);
+}
+
+TEST_F(LoopFrontendTest, AKilledProcessLeavesNoDevice) {
+    ServingChild child;
+    EXPECT_TRUE(child.device_exists());
+    child.kill();
+    EXPECT_FALSE(child.device_exists());
+}
+
+TEST_F(LoopFrontendTest, AKilledProcessDiesEvenIfThePageCacheOfItsDeviceIsDirty) {
+    ServingChild child;
+    DirectBuffer page(kPageBytes);
+    ASSERT_EQ(write_at(open_device(child.path(), Opening::buffered), page.fill(0, 1), 0), 0);
+    child.kill();
+    EXPECT_FALSE(child.device_exists());
+}
+
+TEST_F(LoopFrontendTest, UsersOfAKilledProcessesDeviceGetErrorsAndTheDeviceGoesWithThem) {
+    ServingChild child;
+    {
+        const UniqueFd device = open_device(child.path());
+        child.kill();
+        EXPECT_TRUE(child.device_exists());
+        DirectBuffer page(kPageBytes);
+        EXPECT_EQ(read_at(device, page, 0), EIO);
+        EXPECT_EQ(write_at(device, page, 0), EIO);
+    }
+    EXPECT_FALSE(child.device_exists());
+}
+
+TEST_F(LoopFrontendTest, SwapOnAKilledProcessesDeviceCanBeSwitchedOffAndThenTheDeviceGoes) {
+    ServingChild child;
+    {
+        const UniqueFd device = open_device(child.path());
+        if (!start_swap(device, child.path(), kSize.n)) GTEST_SKIP() << "swapon: " << strerror(errno);
+    }
+    child.kill();
+    EXPECT_TRUE(child.device_exists());
+    EXPECT_TRUE(stop_swap(child.path())) << strerror(errno);
+    EXPECT_FALSE(child.device_exists());
+}
+
+}  // namespace
+}  // namespace vramswap::test

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+// For tests of the store: a simulated GPU with its faults, and a PageStore over it whose flusher runs step by step under
+// a made-up clock. One thread, no sleeps; may allocate and throw.
+#pragma once
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+#include "gpu/sim/sim_driver.h"
+#include "store/page_store.h"
+#include "support/pages.h"
+
+namespace vramswap::test {
+
+/// A simulated GPU of its own.
+class SimGpu {
+  public:
+    explicit SimGpu(Bytes total) {
+        config_.total = total;
+        driver_ = make_sim_driver(config_);
+        backend_ = std::move(*driver_->open(driver_->enumerate()->front()));
+    }
+    [[nodiscard]] Backend& backend() { return *backend_; }
+    [[nodiscard]] SimFaults& faults() { return *config_.faults; }
+    [[nodiscard]] Bytes free() { return backend_->memory_info()->free; }
+
+  private:
+    SimConfig config_{};
+    std::unique_ptr<Driver> driver_;
+    std::unique_ptr<Backend> backend_;
+};
+
+/// True if the descriptor is readable now; reads it empty.
+inline bool take_event(int fd) {
+    pollfd event{fd, POLLIN, 0};
+    if (::poll(&event, 1, 0) != 1) return false;
+    std::uint64_t count = 0;
+    return ::read(fd, &count, sizeof count) == sizeof count;
+}
+
+/// A store whose flusher's thread is the test.
+class SteppedStore {
+  public:
+    /// `gpu` and `keeper` (may be null) must outlive it.
+    SteppedStore(SimGpu& gpu, const StoreConfig& config, FdKeeper* keeper) {
+        auto made = PageStore::create(gpu.backend(), config, keeper);
+        if (!made) throw std::runtime_error(made.error().text());
+        store_ = std::move(*made);
+    }
+    PageStore& operator*() { return *store_; }
+    PageStore* operator->() { return store_.get(); }
+
+    /// One round at a time when everything dirty is due.
+    std::uint64_t step() {
+        const std::uint64_t next = store_->flusher().step(now_);
+        if (next != Flusher::kNow && next != Flusher::kNever) now_ = std::max(now_, next);
+        return next;
+    }
+    /// One round at a time when nothing is due by its age alone.
+    std::uint64_t step_early() { return store_->flusher().step(1); }
+    void advance(std::uint64_t ns) { now_ += ns; }
+
+    /// Steps until nothing is dirty or in flight; every page is in VRAM only then. False if that takes for ever.
+    [[nodiscard]] bool drain() {
+        store_->flusher().set_draining(true);
+        bool done = false;
+        for (int n = 0; n < kStepsMax && !done; ++n) done = step() == Flusher::kNever;
+        (void)store_->flusher().step(now_);  // frees what became clean in the last step
+        store_->flusher().set_draining(false);
+        return done && !store_->flusher().anything_dirty();
+    }
+
+  private:
+    static constexpr int kStepsMax = 100'000;
+    std::unique_ptr<PageStore> store_;
+    /// Writes stamp pages with the real clock: far beyond it, all are due.
+    std::uint64_t now_ = std::uint64_t{1} << 62;
+};
+
+}  // namespace vramswap::test

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""up, down, status, doctor, bench on this kernel: what they do, and what they say when asked for nonsense."""
+import json
+import os
+import unittest
+
+from harness import SystemTest, swap_areas
+
+
+class Commands(SystemTest):
+    def test_up_status_down(self):
+        self.up("t0", "--priority", "77")
+        device = self.status()
+        self.assertEqual(device["state"], "armed")
+        self.assertEqual(device["priority"], 77)
+        self.assertTrue(device["swap"])
+        self.assertEqual(device["size_bytes"], 64 << 20)
+        self.assertEqual(device["problem"], "")
+        self.assertGreater(device["ram_bytes"], 0)
+        self.assertIn(device["device"], swap_areas())
+        table = self.vramswap("status").stdout
+        self.assertIn("NAME", table)
+        self.assertIn("t0", table)
+        self.assertEqual(self.vramswap("status", "-o", "name,prio").stdout.split(), ["NAME", "PRIO", "t0", "77"])
+        self.vramswap("down", "t0")
+        self.assertIsNone(self.status())
+
+    def test_down_without_a_name(self):
+        self.up("only")
+        self.up("other")
+        self.assert_told(self.vramswap("down", status=2), "several devices", "only, other")
+        self.vramswap("down", "other")
+        self.vramswap("down")
+        self.assert_told(self.vramswap("down", status=1), "no device")
+
+    def test_block_device_without_swap(self):
+        self.up("plain", "--no-swapon")
+        device = self.status("plain")
+        self.assertEqual(device["state"], "serving")
+        self.assertFalse(device["swap"])
+        self.assertNotIn(device["device"], swap_areas())
+        self.vramswap("down", "plain")
+
+    def test_a_device_in_use_is_not_taken_down(self):
+        self.up("plain", "--no-swapon")
+        with open(self.status("plain")["device"], "rb", buffering=0):
+            self.assert_told(self.vramswap("down", "plain", status=1), "use")
+        self.vramswap("down", "plain")
+
+    def test_dry_run_changes_nothing(self):
+        out = self.vramswap("up", "--gpu", "sim", "--size", "50%", "--dry-run").stdout
+        self.assertIn("1G", out)
+        self.assertIn("loop", out)
+        self.assertFalse(os.path.exists(self.runtime))
+
+    def test_twenty_cycles(self):
+        for _ in range(20):
+            self.up()
+            self.vramswap("down", "t0")
+
+    def test_two_devices_at_once(self):
+        self.up("a")
+        self.up("b")
+        self.assertNotEqual(self.status("a")["device"], self.status("b")["device"])
+        self.vramswap("down", "a")
+        self.assertEqual(self.status("b")["state"], "armed")
+        self.vramswap("down", "b")
+
+    def test_doctor(self):
+        findings = json.loads(self.vramswap("doctor", "--json").stdout)["findings"]
+        topics = {f["topic"] for f in findings}
+        self.assertLessEqual({"kernel", "GPU", "frontend", "RAM"}, topics)
+        for finding in findings:
+            self.assertIn(finding["severity"], ("ok", "note", "problem"))
+            if finding["severity"] == "problem":
+                self.assertTrue(finding["remedy"] or finding["text"])
+        self.assertIn("kernel", self.vramswap("doctor").stdout)
+
+    def test_bench(self):
+        j = json.loads(self.vramswap("bench", "--gpu", "sim", "--seconds", "0.05", "--json").stdout)
+        for key in ("h2d_gbps", "d2h_gbps", "read_4k_qd1_us"):
+            self.assertGreater(j["ceiling"][key], 0)
+        for result in j["results"]:
+            self.assertLessEqual({"op", "pattern", "block_bytes", "queue_depth", "threads", "mode", "iops", "gbps",
+                                  "lat_us", "cpu_s_per_gb"}, set(result))
+            self.assertGreater(result["iops"], 0)
+        self.assertEqual({r["op"] for r in j["results"]}, {"read", "write"})
+
+
+class BadInput(SystemTest):
+    def test_not_root(self):
+        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["demo"]):
+            done = self.vramswap(*command, status=1, user=65534, group=65534, extra_groups=[])
+            self.assert_told(done, "needs root", "sudo")
+
+    def test_no_such_gpu(self):
+        self.assert_told(self.up(gpu="GPU-12345678", status=1), "no GPU 'GPU-12345678'", "sim:0")
+
+    def test_no_such_frontend(self):
+        self.assert_told(self.up("t0", "--frontend", "floppy", status=2), "floppy", "loop")
+
+    def test_bad_sizes(self):
+        for size, word in (("0", "zero"), ("150%", "more than 100%"), ("-1G", "negative"), ("1X", "suffix"),
+                           ("many", "not a size"), ("100G", "more than GPU sim:0 has (2G)"), ("1M", "less than")):
+            self.assert_told(self.vramswap("up", "--gpu", "sim", f"--size={size}", status=2), size, word)
+
+    def test_bad_names(self):
+        for name in ("../x", "a/b", "x" * 33, ".hidden"):
+            self.assert_told(self.up(name, status=2), name, "device name")
+
+    def test_unknown_option_and_command(self):
+        self.assert_told(self.up("t0", "--colour", status=2), "--colour")
+        self.vramswap("levitate", status=2)
+        self.vramswap(status=2)
+
+    def test_bad_priority(self):
+        self.assert_told(self.up("t0", "--priority", "40000", status=2), "40000")
+
+    def test_gpu_full(self):
+        self.environment["VRAMSWAP_SIM"] = "total=1G,taken_mib=900"
+        self.assert_told(self.up(size="512M", status=1), "512M", "free", "124M of 1G", "smaller")
+
+    def test_libcuda_missing(self):
+        done = self.vramswap("up", "--gpu", "cuda:0", status=None)
+        if done.returncode == 0:
+            self.vramswap("down")
+            self.skipTest("this machine has CUDA")
+        self.assertEqual(done.returncode, 77, done.stderr)
+        self.assert_told(done, "libcuda.so.1", "Install")
+
+    def test_no_gpu_never_means_sim(self):
+        done = self.vramswap("up", status=None)
+        if done.returncode == 0:
+            self.vramswap("down")
+            self.skipTest("this machine has a usable GPU")
+        self.assertEqual(done.returncode, 77, done.stderr)
+        self.assert_told(done, "no usable GPU", "--gpu sim")
+
+    def test_name_taken(self):
+        self.up()
+        self.assert_told(self.up(status=1), "'t0' is up already", "vramswap status")
+        self.assertEqual(self.status()["state"], "armed")
+        self.vramswap("down", "t0")
+
+    def test_no_such_device(self):
+        self.assert_told(self.vramswap("down", "nobody", status=1), "no device 'nobody'", "vramswap status")
+        self.assert_told(self.vramswap("status", "nobody", status=1), "nobody")
+        self.assert_told(self.vramswap("status", "-o", "colour", status=2), "COLOUR", "help")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,798 @@
+// SPDX-License-Identifier: MIT
+// The CUDA backend against a fake driver (support/fake_cuda.cc): what it refuses and with what words, how it
+// takes, exports and imports memory, copies, and notices a dead context. Needs no GPU and no CUDA.
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gpu/cuda/cuda_api.h"
+#include "gpu/cuda/cuda_backend.h"
+#include "gpu/cuda/cuda_driver.h"
+
+namespace vramswap {
+namespace {
+
+using cuda::classify;
+using cuda::Damage;
+
+constexpr const char* kNoNvml = "/nonexistent/libnvidia-ml.so.1";
+
+/// A variable of the environment for a scope.
+class Setting {
+  public:
+    Setting(std::string name, const std::string& value) : name_(std::move(name)) {
+        ::setenv(name_.c_str(), value.c_str(), 1);
+    }
+    ~Setting() { ::unsetenv(name_.c_str()); }
+    Setting(const Setting&) = delete;
+    Setting& operator=(const Setting&) = delete;
+
+  private:
+    const std::string name_;
+};
+
+/// An empty folder that goes with its owner.
+class TempFolder {
+  public:
+    TempFolder() {
+        std::string pattern = (std::filesystem::temp_directory_path() / "cuda_test.XXXXXX").string();
+        path_ = ::mkdtemp(pattern.data());
+    }
+    ~TempFolder() { std::filesystem::remove_all(path_); }
+    TempFolder(const TempFolder&) = delete;
+    TempFolder& operator=(const TempFolder&) = delete;
+    [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
+  private:
+    std::filesystem::path path_;
+};
+
+/// A copy of the fake driver that exports a symbol under another name, as if it did not have it.
+std::string fake_without(const TempFolder& folder, const std::vector<std::string>& symbols) {
+    std::ifstream in(FAKE_CUDA_PATH, std::ios::binary);
+    std::string image((std::istreambuf_iterator<char>(in)), {});
+    for (const std::string& symbol : symbols) {
+        const std::string name = '\0' + symbol + '\0';
+        for (auto at = image.find(name); at != std::string::npos; at = image.find(name, at + 1))
+            image[at + 1] = 'X';
+    }
+    const std::string path = folder.path() / "libcuda.so.1";
+    std::ofstream(path, std::ios::binary) << image;
+    return path;
+}
+
+CudaPaths fake() {
+    return {FAKE_CUDA_PATH, FAKE_CUDA_PATH, "/nonexistent"};
+}
+CudaPaths fake_at(const std::string& libcuda) {
+    return {libcuda, FAKE_CUDA_PATH, "/nonexistent"};
+}
+
+int calls(const char* symbol, const std::string& library = FAKE_CUDA_PATH) {
+    void* handle = ::dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+    auto* ask = reinterpret_cast<int (*)(const char*)>(::dlsym(handle, "fake_calls"));
+    const int n = ask(symbol);
+    ::dlclose(handle);
+    return n;
+}
+
+GpuInfo only_gpu(const CudaPaths& paths = fake()) {
+    auto gpus = make_cuda_driver_for_test(paths)->enumerate();
+    EXPECT_TRUE(gpus) << gpus.error().text();
+    EXPECT_EQ(gpus->size(), 1u);
+    return gpus->at(0);
+}
+
+Error enumerate_error(const CudaPaths& paths) {
+    auto gpus = make_cuda_driver_for_test(paths)->enumerate();
+    EXPECT_FALSE(gpus);
+    return gpus ? Error{} : gpus.error();
+}
+
+std::unique_ptr<Backend> open_fake(const CudaPaths& paths = fake()) {
+    auto driver = make_cuda_driver_for_test(paths);
+    auto gpus = driver->enumerate();
+    EXPECT_TRUE(gpus) << gpus.error().text();
+    auto backend = driver->open(gpus->at(0));
+    EXPECT_TRUE(backend) << backend.error().text();
+    return *std::move(backend);
+}
+
+bool has(const std::string& text, std::string_view part) {
+    return text.find(part) != std::string::npos;
+}
+
+/// Page-aligned host memory, registered with a backend.
+class HostMemory {
+  public:
+    HostMemory(Backend& backend, std::size_t bytes) : backend_(backend), bytes_(bytes) {
+        void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                         -1, 0);
+        memory_ = static_cast<std::byte*>(p);
+        auto ok = backend.register_host(span());
+        EXPECT_TRUE(ok) << ok.error().text();
+    }
+    ~HostMemory() {
+        auto ok = backend_.unregister_host(span());
+        EXPECT_TRUE(ok || backend_.health() != Health::good);
+        ::munmap(memory_, bytes_);
+    }
+    HostMemory(const HostMemory&) = delete;
+    HostMemory& operator=(const HostMemory&) = delete;
+    [[nodiscard]] std::span<std::byte> span() const { return {memory_, bytes_}; }
+    [[nodiscard]] std::byte* page(std::size_t n) const { return memory_ + n * kPageBytes; }
+
+  private:
+    Backend& backend_;
+    std::byte* memory_ = nullptr;
+    std::size_t bytes_;
+};
+
+void fill(std::byte* page, int seed) {
+    for (std::size_t i = 0; i < kPageBytes; ++i)
+        page[i] = static_cast<std::byte>((static_cast<int>(i) * 7 + seed) & 0xff);
+}
+
+/// Polls until it is over; bounded, so that a defect fails instead of hanging.
+IoStatus finish(TransferQueue& queue, Ticket ticket) {
+    IoStatus status = IoStatus::pending;
+    for (int i = 0; i < 1'000'000 && status == IoStatus::pending; ++i) status = queue.poll(ticket);
+    return status;
+}
+
+IoStatus run(TransferQueue& queue, std::span<const Copy> copies) {
+    Ticket ticket = 0;
+    const IoStatus status = queue.submit(copies, ticket);
+    return status == IoStatus::pending ? finish(queue, ticket) : status;
+}
+
+/// Writes `count` pages to a new segment and reads them back to other memory, each as one copy of a
+/// submission.
+void round_trip(Backend& backend, TransferQueue& queue, std::size_t count) {
+    auto segment = backend.allocate_segment(mib(4));
+    ASSERT_TRUE(segment) << segment.error().text();
+    const HostMemory host(backend, 2 * count * kPageBytes);
+    std::vector<Copy> up;
+    std::vector<Copy> down;
+    for (std::size_t i = 0; i < count; ++i) {
+        fill(host.page(i), static_cast<int>(i));
+        up.push_back({Copy::Op::to_gpu, *segment, i * 2048 * 2, host.page(i), kPageBytes});
+        down.push_back({Copy::Op::from_gpu, *segment, i * 2048 * 2, host.page(count + i), kPageBytes});
+    }
+    EXPECT_EQ(run(queue, up), IoStatus::ok);
+    EXPECT_EQ(run(queue, down), IoStatus::ok);
+    EXPECT_EQ(std::memcmp(host.page(0), host.page(count), count * kPageBytes), 0);
+    EXPECT_TRUE(backend.free_segment(*segment));
+}
+
+// --- finding the driver ---
+
+TEST(CudaDriver, MissingLibraryIsNamedWithRemedy) {
+    const Error error = enumerate_error(fake_at("/nonexistent/libcuda.so.1"));
+    EXPECT_EQ(error.code, Errc::unavailable);
+    EXPECT_TRUE(has(error.message, "/nonexistent/libcuda.so.1")) << error.text();
+    EXPECT_TRUE(has(error.hint, "Install the NVIDIA driver")) << error.text();
+}
+
+TEST(CudaDriver, TooOldDriverIsRefused) {
+    const Setting version("FAKE_CUDA_VERSION", "10020");
+    const Error error = enumerate_error(fake());
+    EXPECT_EQ(error.code, Errc::unavailable);
+    EXPECT_TRUE(has(error.message, "CUDA 10.2, needed is 11.0")) << error.text();
+    EXPECT_TRUE(has(error.hint, "450")) << error.text();
+}
+
+TEST(CudaDriver, AgeComesBeforeMissingSymbols) {
+    const Setting version("FAKE_CUDA_VERSION", "10020");
+    const TempFolder folder;
+    EXPECT_TRUE(has(enumerate_error(fake_at(fake_without(folder, {"cuMemAlloc_v2"}))).message, "too old"));
+}
+
+TEST(CudaDriver, OldestSupportedDriverIsAccepted) {
+    const Setting version("FAKE_CUDA_VERSION", "11000");
+    EXPECT_EQ(only_gpu().refusal, "");
+}
+
+TEST(CudaDriver, MissingRequiredSymbolIsNamed) {
+    for (const char* symbol : {"cuInit", "cuDriverGetVersion", "cuMemHostRegister_v2", "cuStreamQuery"}) {
+        const TempFolder folder;
+        const Error error = enumerate_error(fake_at(fake_without(folder, {symbol})));
+        EXPECT_EQ(error.code, Errc::unavailable);
+        EXPECT_TRUE(has(error.message, symbol)) << error.text();
+        EXPECT_TRUE(has(error.message, "libcuda.so.1")) << error.text();
+        EXPECT_FALSE(error.hint.empty());
+    }
+}
+
+TEST(CudaDriver, InitErrorsComeWithRemedies) {
+    const std::pair<const char*, const char*> cases[] = {
+        {"34", "stub"},    {"100", "CUDA_VISIBLE_DEVICES"}, {"802", "fabricmanager"},
+        {"803", "reboot"}, {"804", "cuda-compat"},          {"999", "nvidia-uvm"},
+    };
+    for (const auto& [result, remedy] : cases) {
+        const Setting fail("FAKE_FAIL_cuInit", result);
+        const Error error = enumerate_error(fake());
+        EXPECT_EQ(error.code, Errc::unavailable);
+        EXPECT_TRUE(has(error.message, std::string("(") + result + ")")) << error.text();
+        EXPECT_TRUE(has(error.hint, remedy)) << error.text();
+    }
+}
+
+TEST(CudaDriver, EnvironmentIsPreparedUnlessTheUserDid) {
+    ::unsetenv("CUDA_CACHE_DISABLE");
+    const Setting pipe("CUDA_MPS_PIPE_DIRECTORY", "/mine");
+    (void)only_gpu();
+    EXPECT_STREQ(std::getenv("CUDA_CACHE_DISABLE"), "1");
+    EXPECT_STREQ(std::getenv("CUDA_MPS_PIPE_DIRECTORY"), "/mine");
+}
+
+// --- what a GPU is told as ---
+
+TEST(CudaEnumerate, TellsWhatIsKnown) {
+    const Setting free("FAKE_NVML_FREE", "12345678");
+    const Setting name("FAKE_CUDA_NAME", "NVIDIA Test 8G");
+    const int contexts = calls("cuCtxCreate_v2");
+    const GpuInfo gpu = only_gpu();
+    EXPECT_EQ(gpu.selector(), "cuda:0");
+    EXPECT_EQ(gpu.name, "NVIDIA Test 8G");
+    EXPECT_EQ(gpu.pci, "0000:65:00.0");
+    EXPECT_EQ(gpu.uuid, "GPU-00102030-4050-6070-8090-a0b0c0d0e0f0");
+    EXPECT_EQ(gpu.driver, "580.159.04, CUDA 13.0, compute capability 9.0");
+    EXPECT_EQ(gpu.total, mib(256));
+    EXPECT_EQ(gpu.free.n, 12345678u);
+    EXPECT_EQ(gpu.kind, GpuKind::discrete);
+    EXPECT_FALSE(gpu.display_attached);
+    EXPECT_EQ(gpu.refusal, "");
+    EXPECT_EQ(calls("cuCtxCreate_v2"), contexts) << "enumerating must not create a context";
+}
+
+TEST(CudaEnumerate, SecondGpuHasItsOwnIdentity) {
+    const Setting devices("FAKE_CUDA_DEVICES", "2");
+    auto gpus = make_cuda_driver_for_test(fake())->enumerate();
+    ASSERT_TRUE(gpus);
+    ASSERT_EQ(gpus->size(), 2u);
+    EXPECT_EQ(gpus->at(1).pci, "0000:b3:00.0");
+    EXPECT_EQ(gpus->at(1).selector(), "cuda:1");
+    EXPECT_NE(gpus->at(0).uuid, gpus->at(1).uuid);
+}
+
+TEST(CudaEnumerate, DisplayByConnectionOrByUse) {
+    for (const char* name : {"FAKE_NVML_DISPLAY_ACTIVE", "FAKE_NVML_DISPLAY_MODE"}) {
+        const Setting display(name, "1");
+        EXPECT_TRUE(only_gpu().display_attached) << name;
+    }
+}
+
+TEST(CudaEnumerate, GoesOnWithoutNvml) {
+    const TempFolder root;
+    std::filesystem::create_directories(root.path() / "sys/module/nvidia");
+    std::ofstream(root.path() / "sys/module/nvidia/version") << "535.54.03\n";
+    const GpuInfo gpu = only_gpu({FAKE_CUDA_PATH, kNoNvml, root.path()});
+    EXPECT_EQ(gpu.free, mib(256));
+    EXPECT_EQ(gpu.driver, "535.54.03, CUDA 13.0, compute capability 9.0");
+    EXPECT_EQ(gpu.refusal, "");
+}
+
+TEST(CudaEnumerate, RefusalsSayWhyAndWhatToDo) {
+    struct Case {
+        const char* name;
+        const char* value;
+        const char* why;
+        const char* remedy;
+    };
+    const Case cases[] = {
+        {"FAKE_CUDA_ATTR_18", "1", "swapping RAM into RAM gains nothing", "zram"},
+        {"FAKE_CUDA_ATTR_20", "3", "EXCLUSIVE_PROCESS", "nvidia-smi -i 0000:65:00.0 -c DEFAULT"},
+        {"FAKE_CUDA_ATTR_20", "2", "PROHIBITED", "nvidia-smi -i 0000:65:00.0 -c DEFAULT"},
+        {"FAKE_CUDA_ATTR_75", "3", "compute capability 3.0", "another GPU"},
+        {"FAKE_NVML_MIG", "1", "MIG", "-mig 0"},
+        {"FAKE_CUDA_NAME", "NVIDIA A100 MIG 1g.5gb", "MIG", "-mig 0"},
+        {"FAKE_NVML_CC", "1", "confidential computing", "switch it off"},
+    };
+    for (const Case& c : cases) {
+        const Setting setting(c.name, c.value);
+        const GpuInfo gpu = only_gpu();
+        EXPECT_TRUE(has(gpu.refusal, c.why)) << c.name << ": " << gpu.refusal;
+        EXPECT_TRUE(has(gpu.refusal, c.remedy)) << c.name << ": " << gpu.refusal;
+        auto opened = make_cuda_driver_for_test(fake())->open(gpu);
+        ASSERT_FALSE(opened) << c.name;
+        EXPECT_EQ(opened.error().code, Errc::unavailable);
+        EXPECT_TRUE(has(opened.error().message, c.why)) << opened.error().text();
+    }
+}
+
+TEST(CudaEnumerate, IntegratedIsTold) {
+    const Setting integrated("FAKE_CUDA_ATTR_18", "1");
+    EXPECT_EQ(only_gpu().kind, GpuKind::integrated);
+}
+
+TEST(CudaEnumerate, Wsl2IsRefused) {
+    const TempFolder root;
+    std::filesystem::create_directories(root.path() / "dev");
+    std::ofstream(root.path() / "dev/dxg") << "";
+    const GpuInfo gpu = only_gpu({FAKE_CUDA_PATH, FAKE_CUDA_PATH, root.path()});
+    EXPECT_TRUE(has(gpu.refusal, "WSL2")) << gpu.refusal;
+}
+
+// --- opening ---
+
+TEST(CudaOpen, UnknownGpuIsNotFound) {
+    GpuInfo gpu = only_gpu();
+    gpu.uuid = "GPU-ffffffff-0000-0000-0000-000000000000";
+    auto opened = make_cuda_driver_for_test(fake())->open(gpu);
+    ASSERT_FALSE(opened);
+    EXPECT_EQ(opened.error().code, Errc::not_found);
+}
+
+TEST(CudaOpen, UuidDecidesNotTheNumber) {
+    const Setting devices("FAKE_CUDA_DEVICES", "2");
+    auto driver = make_cuda_driver_for_test(fake());
+    GpuInfo second = driver->enumerate()->at(1);
+    second.index = 0;
+    auto opened = driver->open(second);
+    ASSERT_TRUE(opened) << opened.error().text();
+    EXPECT_EQ((*opened)->info().index, 1);
+}
+
+TEST(CudaOpen, ErrorsOfTheContext) {
+    const std::pair<const char*, Errc> cases[] = {{"46", Errc::busy}, {"2", Errc::no_memory}};
+    for (const auto& [result, errc] : cases) {
+        const GpuInfo gpu = only_gpu();
+        const Setting fail("FAKE_FAIL_cuCtxCreate_v2", result);
+        auto opened = make_cuda_driver_for_test(fake())->open(gpu);
+        ASSERT_FALSE(opened);
+        EXPECT_EQ(opened.error().code, errc) << opened.error().text();
+        EXPECT_TRUE(has(opened.error().message, "cuda:0")) << opened.error().text();
+    }
+}
+
+TEST(CudaOpen, FullGpuIsNoMemoryAndLeavesNothing) {
+    const GpuInfo gpu = only_gpu();
+    const int created = calls("cuCtxCreate_v2");
+    const int destroyed = calls("cuCtxDestroy_v2");
+    const Setting full("FAKE_CUDA_MEMORY", "0x100000");
+    auto opened = make_cuda_driver_for_test(fake())->open(gpu);
+    ASSERT_FALSE(opened);
+    EXPECT_EQ(opened.error().code, Errc::no_memory) << opened.error().text();
+    EXPECT_EQ(calls("cuCtxCreate_v2") - created, calls("cuCtxDestroy_v2") - destroyed);
+}
+
+TEST(CudaOpen, CapsOfVirtualMemory) {
+    const auto backend = open_fake();
+    EXPECT_TRUE(backend->caps().exportable_segments);
+    EXPECT_EQ(backend->caps().granularity, mib(2));
+}
+
+/// Everything works with plain memory, but for exports.
+void check_plain(const CudaPaths& paths) {
+    const auto backend = open_fake(paths);
+    EXPECT_FALSE(backend->caps().exportable_segments);
+    auto segment = backend->allocate_segment(mib(4));
+    ASSERT_TRUE(segment) << segment.error().text();
+    auto fd = backend->export_segment(*segment);
+    ASSERT_FALSE(fd);
+    EXPECT_EQ(fd.error().code, Errc::unavailable);
+    const UniqueFd any(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    EXPECT_FALSE(backend->import_segment(any, mib(4)));
+    auto queue = backend->make_queue();
+    ASSERT_TRUE(queue) << queue.error().text();
+    round_trip(*backend, **queue, 20);
+}
+
+TEST(CudaOpen, WithoutVirtualMemoryPlainMemoryIsUsed) {
+    for (const char* name : {"FAKE_CUDA_ATTR_102", "FAKE_CUDA_ATTR_103"}) {
+        const Setting none(name, "0");
+        check_plain(fake());
+    }
+    const Setting refused("FAKE_FAIL_cuMemExportToShareableHandle", "801");
+    check_plain(fake());
+}
+
+TEST(CudaOpen, WithoutSymbolsOfVirtualMemoryPlainMemoryIsUsed) {
+    const TempFolder folder;
+    check_plain(fake_at(fake_without(folder, {"cuMemSetAccess"})));
+}
+
+// --- segments ---
+
+TEST(CudaSegments, FullGpuIsNoMemory) {
+    const auto backend = open_fake();
+    auto first = backend->allocate_segment(mib(200));
+    ASSERT_TRUE(first);
+    auto second = backend->allocate_segment(mib(100));
+    ASSERT_FALSE(second);
+    EXPECT_EQ(second.error().code, Errc::no_memory);
+    EXPECT_TRUE(has(second.error().message, "100M")) << second.error().text();
+    EXPECT_TRUE(has(second.error().message, "CUDA_ERROR_OUT_OF_MEMORY")) << second.error().text();
+    EXPECT_EQ(backend->health(), Health::good);
+    EXPECT_TRUE(backend->free_segment(*first));
+    EXPECT_TRUE(backend->allocate_segment(mib(100)));
+}
+
+TEST(CudaSegments, FailedMappingGivesTheMemoryBack) {
+    const auto backend = open_fake();
+    for (const char* symbol :
+         {"FAKE_FAIL_cuMemAddressReserve", "FAKE_FAIL_cuMemMap", "FAKE_FAIL_cuMemSetAccess"}) {
+        {
+            const Setting fail(symbol, "1");
+            EXPECT_FALSE(backend->allocate_segment(mib(200)));
+        }
+        auto segment = backend->allocate_segment(mib(200));
+        ASSERT_TRUE(segment) << symbol << ": " << segment.error().text();
+        EXPECT_TRUE(backend->free_segment(*segment));
+    }
+}
+
+TEST(CudaSegments, NumbersAreSmallAndUsedAgain) {
+    const auto backend = open_fake();
+    const SegmentId first = *backend->allocate_segment(mib(2));
+    const SegmentId second = *backend->allocate_segment(mib(2));
+    EXPECT_LT(second.n, 2u);
+    EXPECT_TRUE(backend->free_segment(first));
+    EXPECT_FALSE(backend->free_segment(first));
+    EXPECT_EQ(*backend->allocate_segment(mib(2)), first);
+}
+
+TEST(CudaSegments, DestructionFreesAll) {
+    const auto probe = open_fake();
+    const std::uint64_t before = probe->memory_info()->free.n;
+    {
+        const auto backend = open_fake();
+        ASSERT_TRUE(backend->allocate_segment(mib(64)));
+        EXPECT_EQ(probe->memory_info()->free.n, before - mib(64).n);
+    }
+    EXPECT_EQ(probe->memory_info()->free.n, before);
+}
+
+TEST(CudaSegments, ContentOutlivesItsBackendByDescriptor) {
+    UniqueFd fd;
+    {
+        const auto backend = open_fake();
+        const HostMemory host(*backend, kPageBytes);
+        fill(host.page(0), 42);
+        const SegmentId segment = *backend->allocate_segment(mib(4));
+        auto queue = *backend->make_queue();
+        const Copy up[] = {{Copy::Op::to_gpu, segment, mib(3).n, host.page(0), kPageBytes}};
+        EXPECT_EQ(run(*queue, up), IoStatus::ok);
+        auto exported = backend->export_segment(segment);
+        ASSERT_TRUE(exported) << exported.error().text();
+        fd = *std::move(exported);
+        EXPECT_NE(::fcntl(fd.get(), F_GETFD) & FD_CLOEXEC, 0);
+    }
+    const auto backend = open_fake();
+    auto segment = backend->import_segment(fd, mib(4));
+    ASSERT_TRUE(segment) << segment.error().text();
+    EXPECT_GE(::fcntl(fd.get(), F_GETFD), 0) << "the descriptor stays the caller's";
+    const HostMemory host(*backend, 2 * kPageBytes);
+    fill(host.page(0), 42);
+    auto queue = *backend->make_queue();
+    const Copy down[] = {{Copy::Op::from_gpu, *segment, mib(3).n, host.page(1), kPageBytes}};
+    EXPECT_EQ(run(*queue, down), IoStatus::ok);
+    EXPECT_EQ(std::memcmp(host.page(0), host.page(1), kPageBytes), 0);
+}
+
+TEST(CudaSegments, ImportOfWrongSizeFailsAndLeavesNothing) {
+    const auto backend = open_fake();
+    const UniqueFd fd = *backend->export_segment(*backend->allocate_segment(mib(4)));
+    const std::uint64_t before = backend->memory_info()->free.n;
+    EXPECT_FALSE(backend->import_segment(fd, mib(8)));
+    EXPECT_EQ(backend->memory_info()->free.n, before);
+}
+
+// --- host memory ---
+
+TEST(CudaHostMemory, IsRegisteredInPieces) {
+    const auto backend = open_fake();
+    const int registered = calls("cuMemHostRegister_v2");
+    const int unregistered = calls("cuMemHostUnregister");
+    { const HostMemory host(*backend, mib(513).n); }
+    EXPECT_EQ(calls("cuMemHostRegister_v2") - registered, 3);
+    EXPECT_EQ(calls("cuMemHostUnregister") - unregistered, 3);
+}
+
+TEST(CudaHostMemory, ErrorsAreTold) {
+    const auto backend = open_fake();
+    const HostMemory host(*backend, 2 * kPageBytes);
+    EXPECT_EQ(backend->register_host(host.span()).error().code, Errc::exists);
+    EXPECT_EQ(backend->unregister_host(host.span().first(kPageBytes)).error().code, Errc::not_found);
+    EXPECT_EQ(backend->health(), Health::good);
+}
+
+TEST(CudaHostMemory, FailureInTheMiddleRegistersNothing) {
+    const auto backend = open_fake();
+    void* p = ::mmap(nullptr, mib(512).n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                     -1, 0);
+    const std::span<std::byte> memory(static_cast<std::byte*>(p), mib(512).n);
+    // The second piece is taken already.
+    ASSERT_TRUE(backend->register_host(memory.last(mib(256).n)));
+    EXPECT_FALSE(backend->register_host(memory));
+    EXPECT_TRUE(backend->register_host(memory.first(mib(256).n)));
+    EXPECT_TRUE(backend->unregister_host(memory.first(mib(256).n)));
+    EXPECT_TRUE(backend->unregister_host(memory.last(mib(256).n)));
+    ::munmap(p, memory.size());
+}
+
+TEST(CudaMemoryInfo, ByNvmlOrByCuda) {
+    const Setting free("FAKE_NVML_FREE", "777777");
+    EXPECT_EQ(open_fake()->memory_info()->free.n, 777777u);
+    EXPECT_EQ(open_fake()->memory_info()->total, mib(256));
+    const TempFolder folder;
+    const std::string v1 = fake_without(folder, {"nvmlDeviceGetMemoryInfo_v2"});
+    EXPECT_EQ(open_fake({FAKE_CUDA_PATH, v1, "/nonexistent"})->memory_info()->free.n, 777777u);
+    EXPECT_EQ(open_fake({FAKE_CUDA_PATH, kNoNvml, "/nonexistent"})->memory_info()->free, mib(256));
+}
+
+TEST(CudaMemoryInfo, NvmlKnowsThatTheGpuIsLost) {
+    const TempFolder folder;
+    const auto backend = open_fake(fake_at(fake_without(folder, {})));
+    const Setting lost("FAKE_FAIL_nvmlDeviceGetMemoryInfo_v2", "15");
+    EXPECT_EQ(backend->memory_info().error().code, Errc::gpu_lost);
+    EXPECT_EQ(backend->health(), Health::gpu_lost);
+    EXPECT_EQ(backend->allocate_segment(mib(2)).error().code, Errc::gpu_lost);
+}
+
+// --- copies ---
+
+TEST(CudaQueue, CopiesFewAndMany) {
+    const auto backend = open_fake();
+    auto queue = *backend->make_queue();
+    const int singles = calls("cuMemcpyHtoDAsync_v2");
+    const int batches = calls("cuMemcpyBatchAsync_v2");
+    round_trip(*backend, *queue, 1);
+    round_trip(*backend, *queue, 7);
+    EXPECT_EQ(calls("cuMemcpyHtoDAsync_v2") - singles, 8);
+    EXPECT_EQ(calls("cuMemcpyBatchAsync_v2"), batches);
+    round_trip(*backend, *queue, 8);
+    round_trip(*backend, *queue, 1000);
+    EXPECT_EQ(calls("cuMemcpyHtoDAsync_v2") - singles, 8);
+    EXPECT_EQ(calls("cuMemcpyBatchAsync_v2") - batches, 4);
+}
+
+TEST(CudaQueue, LargeSubmissionsAreCutIntoBatches) {
+    const auto backend = open_fake();
+    auto queue = *backend->make_queue();
+    const SegmentId segment = *backend->allocate_segment(mib(16));
+    const HostMemory host(*backend, mib(16).n);
+    std::vector<Copy> copies;
+    for (std::size_t i = 0; i < 2500; ++i)
+        copies.push_back({Copy::Op::to_gpu, segment, i * kPageBytes, host.page(i), kPageBytes});
+    const int batches = calls("cuMemcpyBatchAsync_v2");
+    EXPECT_EQ(run(*queue, copies), IoStatus::ok);
+    EXPECT_EQ(calls("cuMemcpyBatchAsync_v2") - batches, 3);
+}
+
+TEST(CudaQueue, BatchOfNineArgumentsBeforeCuda13) {
+    const TempFolder folder;
+    const std::string library = fake_without(folder, {"cuMemcpyBatchAsync_v2"});
+    const auto backend = open_fake(fake_at(library));
+    auto queue = *backend->make_queue();
+    const int before = calls("cuMemcpyBatchAsync", library);
+    round_trip(*backend, *queue, 100);
+    EXPECT_EQ(calls("cuMemcpyBatchAsync", library) - before, 2);
+}
+
+TEST(CudaQueue, WithoutBatchesCopiesGoSingly) {
+    const TempFolder folder;
+    const std::string library = fake_without(folder, {"cuMemcpyBatchAsync_v2", "cuMemcpyBatchAsync"});
+    const auto backend = open_fake(fake_at(library));
+    round_trip(*backend, **backend->make_queue(), 100);
+}
+
+TEST(CudaQueue, RefusedBatchIsNotTriedAgain) {
+    const auto backend = open_fake();
+    const Setting refused("FAKE_FAIL_cuMemcpyBatchAsync_v2", "801");
+    auto queue = backend->make_queue();
+    ASSERT_TRUE(queue) << queue.error().text();
+    const int before = calls("cuMemcpyBatchAsync_v2");
+    round_trip(*backend, **queue, 100);
+    EXPECT_EQ(calls("cuMemcpyBatchAsync_v2"), before);
+    EXPECT_EQ(backend->health(), Health::good);
+}
+
+TEST(CudaQueue, PollCostsNoCallOfTheDriver) {
+    const auto backend = open_fake();
+    auto queue = *backend->make_queue();
+    const int before = calls("cuStreamQuery");
+    for (int i = 0; i < 100; ++i) round_trip(*backend, *queue, 1);
+    EXPECT_EQ(calls("cuStreamQuery"), before);
+    EXPECT_EQ(calls("cuEventCreate"), 0);
+}
+
+TEST(CudaQueue, OutOfRangeIsRefusedBeforeTheDriver) {
+    const auto backend = open_fake();
+    auto queue = *backend->make_queue();
+    const HostMemory host(*backend, kPageBytes);
+    const SegmentId segment = *backend->allocate_segment(mib(2));
+    Ticket ticket = 0;
+    for (const Copy& bad : {Copy{Copy::Op::to_gpu, segment, mib(2).n, host.page(0), kPageBytes},
+                            Copy{Copy::Op::to_gpu, segment, mib(2).n - 1, host.page(0), kPageBytes},
+                            Copy{Copy::Op::to_gpu, SegmentId{7}, 0, host.page(0), kPageBytes},
+                            Copy{Copy::Op::to_gpu, SegmentId{~0u}, 0, host.page(0), kPageBytes}})
+        EXPECT_EQ(queue->submit({&bad, 1}, ticket), IoStatus::out_of_range);
+}
+
+TEST(CudaQueue, WorksOnAnotherThreadAndBesideAnotherBackend) {
+    const auto one = open_fake();
+    const auto two = open_fake();
+    auto queue_one = *one->make_queue();
+    auto queue_two = *two->make_queue();
+    std::thread([&] {
+        for (int i = 0; i < 3; ++i) {
+            round_trip(*one, *queue_one, 3);
+            round_trip(*two, *queue_two, 30);
+        }
+    }).join();
+    round_trip(*one, *queue_one, 3);
+    round_trip(*two, *queue_two, 3);
+}
+
+TEST(CudaQueue, DepthIsBoundedAndCompletesInOrder) {
+    const auto backend = open_fake();
+    auto queue = *backend->make_queue();
+    const HostMemory host(*backend, kPageBytes);
+    const Copy copy{Copy::Op::to_gpu, *backend->allocate_segment(mib(2)), 0, host.page(0), kPageBytes};
+    std::vector<Ticket> tickets(TransferQueue::kDepth);
+    Ticket more = 0;
+    {
+        const Setting hold("FAKE_CUDA_HOLD", "1");
+        for (Ticket& ticket : tickets) ASSERT_EQ(queue->submit({&copy, 1}, ticket), IoStatus::pending);
+        EXPECT_EQ(queue->submit({&copy, 1}, more), IoStatus::retry);
+        EXPECT_EQ(queue->poll(tickets.front()), IoStatus::pending);
+        EXPECT_EQ(queue->poll(tickets.back()), IoStatus::pending);
+    }
+    EXPECT_EQ(finish(*queue, tickets.back()), IoStatus::ok);
+    EXPECT_EQ(queue->poll(tickets.front()), IoStatus::ok);
+    EXPECT_EQ(queue->submit({&copy, 1}, more), IoStatus::pending);
+    EXPECT_EQ(finish(*queue, more), IoStatus::ok);
+}
+
+/// The ways of marking completion other than the normal one.
+void check_events(const CudaPaths& paths) {
+    const auto backend = open_fake(paths);
+    auto queue = backend->make_queue();
+    ASSERT_TRUE(queue) << queue.error().text();
+    EXPECT_GE(calls("cuEventCreate", paths.libcuda), static_cast<int>(TransferQueue::kDepth));
+    for (int i = 0; i < 300; ++i) round_trip(*backend, **queue, 1);
+    const HostMemory host(*backend, kPageBytes);
+    const Copy copy{Copy::Op::to_gpu, *backend->allocate_segment(mib(2)), 0, host.page(0), kPageBytes};
+    Ticket ticket = 0;
+    {
+        const Setting hold("FAKE_CUDA_HOLD", "1");
+        ASSERT_EQ((*queue)->submit({&copy, 1}, ticket), IoStatus::pending);
+        EXPECT_EQ((*queue)->poll(ticket), IoStatus::pending);
+    }
+    EXPECT_EQ((*queue)->poll(ticket), IoStatus::ok);
+    ASSERT_EQ((*queue)->submit({&copy, 1}, ticket), IoStatus::pending);
+    const Setting dead("FAKE_FAIL_cuEventQuery", "719");
+    EXPECT_EQ((*queue)->poll(ticket), IoStatus::io_error);
+    EXPECT_EQ(backend->health(), Health::context_lost);
+}
+
+TEST(CudaQueue, EventsWhereNoWriteValueExists) {
+    const TempFolder folder;
+    check_events(fake_at(fake_without(folder, {"cuStreamWriteValue32", "cuStreamWriteValue32_v2"})));
+}
+
+TEST(CudaQueue, EventsWhereWriteValueV1IsSwitchedOff) {
+    const TempFolder folder;
+    check_events(fake_at(fake_without(folder, {"cuStreamWriteValue32_v2"})));
+}
+
+TEST(CudaQueue, EventsWhereWriteValueIsRefused) {
+    const TempFolder folder;
+    const std::string library = fake_without(folder, {});
+    const Setting refused("FAKE_FAIL_cuStreamWriteValue32_v2", "801");
+    check_events(fake_at(library));
+}
+
+TEST(CudaQueue, WriteValueV1WhereTheAttributeSaysSo) {
+    const TempFolder folder;
+    const std::string library = fake_without(folder, {"cuStreamWriteValue32_v2"});
+    const Setting v1("FAKE_CUDA_ATTR_92", "1");
+    const auto backend = open_fake(fake_at(library));
+    round_trip(*backend, **backend->make_queue(), 3);
+    EXPECT_EQ(calls("cuEventCreate", library), 0);
+    EXPECT_GT(calls("cuStreamWriteValue32", library), 0);
+}
+
+// --- losses ---
+
+/// One submission that never completes by itself. With a driver of its own: what a lost backend held stays
+/// taken.
+struct Stuck {
+    TempFolder folder;
+    std::string library = fake_without(folder, {});
+    std::unique_ptr<Backend> backend = open_fake(fake_at(library));
+    HostMemory host{*backend, kPageBytes};
+    std::unique_ptr<TransferQueue> queue = *backend->make_queue();
+    Setting hold{"FAKE_CUDA_HOLD", "1"};
+    Copy copy{Copy::Op::from_gpu, *backend->allocate_segment(mib(2)), 0, host.page(0), kPageBytes};
+    Ticket ticket = 0;
+    Stuck() { EXPECT_EQ(queue->submit({&copy, 1}, ticket), IoStatus::pending); }
+};
+
+TEST(CudaLoss, DeadContextIsNoticedByPolling) {
+    Stuck stuck;
+    const Setting dead("FAKE_FAIL_cuStreamQuery", "700");
+    EXPECT_EQ(finish(*stuck.queue, stuck.ticket), IoStatus::io_error);
+    EXPECT_EQ(stuck.backend->health(), Health::context_lost);
+    // No more questions to a driver that may hang.
+    const int asked = calls("cuMemCreate", stuck.library);
+    auto refused = stuck.backend->allocate_segment(mib(2));
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Errc::gpu_lost);
+    EXPECT_EQ(calls("cuMemCreate", stuck.library), asked);
+    EXPECT_EQ(stuck.queue->submit({&stuck.copy, 1}, stuck.ticket), IoStatus::io_error);
+}
+
+TEST(CudaLoss, FallenOffTheBusIsTheLossOfTheGpu) {
+    Stuck stuck;
+    const Setting dead("FAKE_FAIL_cuStreamQuery", "101");
+    EXPECT_EQ(finish(*stuck.queue, stuck.ticket), IoStatus::io_error);
+    EXPECT_EQ(stuck.backend->health(), Health::gpu_lost);
+}
+
+TEST(CudaLoss, UnknownErrorCountsWhenRepeated) {
+    Stuck stuck;
+    const Setting unknown("FAKE_FAIL_cuStreamQuery", "999");
+    const int asked = calls("cuStreamQuery", stuck.library);
+    EXPECT_EQ(finish(*stuck.queue, stuck.ticket), IoStatus::io_error);
+    EXPECT_EQ(calls("cuStreamQuery", stuck.library) - asked, 2);
+    EXPECT_EQ(stuck.backend->health(), Health::context_lost);
+}
+
+TEST(CudaLoss, StalledPollAsksSeldom) {
+    Stuck stuck;
+    const int asked = calls("cuStreamQuery", stuck.library);
+    for (int i = 0; i < 10; ++i) EXPECT_EQ(stuck.queue->poll(stuck.ticket), IoStatus::pending);
+    EXPECT_EQ(calls("cuStreamQuery", stuck.library), asked);
+    for (int i = 0; i < 2048; ++i) EXPECT_EQ(stuck.queue->poll(stuck.ticket), IoStatus::pending);
+    EXPECT_GE(calls("cuStreamQuery", stuck.library), asked + 2);
+}
+
+TEST(CudaLoss, RefusedCopyFailsItsSubmissionAlone) {
+    const auto backend = open_fake();
+    auto queue = *backend->make_queue();
+    const HostMemory host(*backend, kPageBytes);
+    const Copy copy{Copy::Op::to_gpu, *backend->allocate_segment(mib(2)), 0, host.page(0), kPageBytes};
+    Ticket ticket = 0;
+    {
+        const Setting refuse("FAKE_FAIL_cuMemcpyHtoDAsync_v2", "1");
+        EXPECT_EQ(queue->submit({&copy, 1}, ticket), IoStatus::io_error);
+    }
+    EXPECT_EQ(backend->health(), Health::good);
+    EXPECT_EQ(run(*queue, {&copy, 1}), IoStatus::ok);
+}
+
+TEST(CudaLoss, MakingAQueueOnABrokenContextFails) {
+    const TempFolder folder;
+    const auto backend = open_fake(fake_at(fake_without(folder, {})));
+    const Setting dead("FAKE_FAIL_cuMemcpyDtoHAsync_v2", "719");
+    auto queue = backend->make_queue();
+    ASSERT_FALSE(queue);
+    EXPECT_EQ(backend->health(), Health::context_lost);
+}
+
+TEST(CudaLoss, ClassesOfErrors) {
+    for (const int result : {0, 1, 2, 600, 712, 713, 800, 801})
+        EXPECT_EQ(classify(result), Damage::none) << result;
+    for (const int result :
+         {4, 46, 214, 220, 226, 304, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 916})
+        EXPECT_EQ(classify(result), Damage::context) << result;
+    for (const int result : {100, 101}) EXPECT_EQ(classify(result), Damage::gpu) << result;
+    EXPECT_EQ(classify(999), Damage::suspect);
+}
+
+}  // namespace
+}  // namespace vramswap
