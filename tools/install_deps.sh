@@ -4,7 +4,7 @@
 # network, if everything is there.
 set -eu
 
-build="g++ cmake ninja-build libfuse3-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev"
+build="g++ cmake ninja-build libfuse3-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev liburing-dev libnl-genl-3-dev"
 test="clang libgtest-dev python3 strace util-linux"
 
 wanted=""

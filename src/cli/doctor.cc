@@ -42,11 +42,16 @@ class Examination {
     }
 
     void privileges() {
-        if (is_root())
-            add(Severity::ok, "root", "running as root");
-        else
-            add(Severity::problem, "root", "not running as root: devices cannot be made, and some findings are missing",
-                "Run it with sudo");
+        if (!is_root())
+            return add(Severity::problem, "root",
+                       "not running as root: devices cannot be made, and some findings are missing", "Run it with sudo");
+        add(Severity::ok, "root", "running as root");
+        const auto capabilities = read_capabilities();
+        if (capabilities && (*capabilities & (std::uint64_t{1} << kCapSysResource)) == 0)
+            add(Severity::problem, "capabilities",
+                "CAP_SYS_RESOURCE is missing: the worker cannot be marked as an I/O flusher nor exempted from the OOM "
+                "killer, and may deadlock under memory pressure",
+                "Give the container or service that capability");
     }
 
     void kernel() {

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <csignal>
 
 #include "base/clock.h"
@@ -243,6 +244,21 @@ Result<ProcessMemory> read_process_memory(pid_t pid, const SysRoot& root) {
     Result<std::string> text = read_small_file(root.at(fmt::format("/proc/{}/status", pid)));
     if (!text) return std::move(text).error();
     return parse_process_memory(*text);
+}
+
+Result<std::uint64_t> read_capabilities(const SysRoot& root) {
+    Result<std::string> status = read_small_file(root.at("/proc/self/status"));
+    if (!status) return std::move(status).error();
+    constexpr std::string_view kKey = "CapEff:";
+    std::string_view text = *status;
+    while (auto line = next_line(text)) {
+        if (!line->starts_with(kKey)) continue;
+        const std::string_view digits = text::trim(line->substr(kKey.size()));
+        std::uint64_t mask = 0;
+        const auto [end, ec] = std::from_chars(digits.data(), digits.data() + digits.size(), mask, 16);
+        if (ec == std::errc{} && end == digits.data() + digits.size()) return mask;
+    }
+    return Error{Errc::failed, 0, "/proc/self/status has no CapEff"};
 }
 
 Result<CpuTime> read_cpu_time(pid_t pid, const SysRoot& root) {

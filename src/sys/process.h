@@ -53,6 +53,9 @@ enum class LockMode : std::uint8_t {
 [[nodiscard]] Result<void> disable_thp();
 /// Effective user id 0. Capabilities may still be missing: the calls that need one say so.
 [[nodiscard]] bool is_root();
+/// The effective capabilities as a bit mask (CapEff of /proc/self/status; numbers of linux/capability.h).
+[[nodiscard]] Result<std::uint64_t> read_capabilities(const SysRoot& root = {});
+inline constexpr int kCapSysResource = 24;  ///< CAP_SYS_RESOURCE
 /// Raises the limit of open files to `wanted`, the hard one too where allowed; never lowers. Returns what
 /// holds now (less than `wanted` if more is not allowed).
 [[nodiscard]] Result<std::uint64_t> raise_nofile(std::uint64_t wanted);

@@ -393,7 +393,7 @@ TEST_F(BackendContract, RefusesCopiesBeyondTheSegment) {
     const auto queue = make_queue();
     const SegmentId id = segment();
     for (const auto& [offset, bytes] : std::vector<std::pair<std::uint64_t, std::size_t>>{
-             {kSegment.n, 4096}, {kSegment.n - 4096, 8192}, {0, 0}, {~std::uint64_t{0} - 4095, 8192}, {~std::uint64_t{0}, 1}}) {
+             {kSegment.n, 4096}, {kSegment.n - 4096, 8192}, {0, 0}, {~std::uint64_t{4095}, 8192}, {~0ull, 1}}) {
         EXPECT_EQ(transfer(*queue, std::array{to_gpu(id, offset, host(0), bytes)}), IoStatus::out_of_range);
         EXPECT_EQ(transfer(*queue, std::array{from_gpu(id, offset, host(0), bytes)}), IoStatus::out_of_range);
     }
@@ -494,7 +494,8 @@ void copy_back_and_forth(TransferQueue& queue, SegmentId id, std::byte* host, st
             std::byte* back = host + (kPieces + n) * kBytes;
             ASSERT_EQ(queue.submit(std::array{to_gpu(id, base + n * kBytes, host + n * kBytes, kBytes)}, last),
                       IoStatus::pending);
-            ASSERT_EQ(queue.submit(std::array{from_gpu(id, base + n * kBytes, back, kBytes)}, last), IoStatus::pending);
+            ASSERT_EQ(queue.submit(std::array{from_gpu(id, base + n * kBytes, back, kBytes)}, last),
+                      IoStatus::pending);
         }
         ASSERT_EQ(wait_for(queue, last), IoStatus::ok);
         for (std::uint64_t n = 0; n < kPieces; ++n)
@@ -521,8 +522,8 @@ TEST_F(BackendContract, QueuesOfDifferentThreadsDoNotDisturbEachOther) {
 }
 
 // ---- processes ----
-// VRAM outlives the process that took it, as long as a descriptor lives. Both processes are fresh: this program started
-// again with $VRAMSWAP_TEST_ROLE, which takes effect before any test and any use of a GPU.
+// VRAM outlives the process that took it, as long as a descriptor lives. Both processes are fresh: this program
+// started again with $VRAMSWAP_TEST_ROLE, which takes effect before any test and any use of a GPU.
 
 constexpr const char* kRoleVariable = "VRAMSWAP_TEST_ROLE";
 constexpr int kRoleFd = 100;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The store against a std::map of pages: seeded operations and faults, checked both ways. What was acknowledged is read
-// back, what was not written is zeros, and a request fails only if a fault explains it. Everything runs in one thread
-// under a made-up clock, so a seed does the same each time:
+// The store against a std::map of pages: seeded operations and faults, checked both ways. What was acknowledged is
+// read back, what was not written is zeros, and a request fails only if a fault explains it. Everything runs in one
+// thread under a made-up clock, so a seed does the same each time:
 //     VRAMSWAP_SEED_FIRST=42 VRAMSWAP_SEEDS=1 store_model
 // At the end of the file, threads do the same at random speed; see there what is checked.
 #include <fmt/format.h>
@@ -117,7 +117,7 @@ struct PendingRead {
 /// Which faults a seed may meet; later ones include the earlier.
 enum class Weather : std::uint64_t {
     calm,     ///< copies take long: nothing may fail
-    failing,  ///< copies and allocations fail, reads are corrupted, others take VRAM: reads fail only if hit three times
+    failing,  ///< copies and allocations fail, reads are corrupted: a read fails only if it is hit three times
     corrupt,  ///< VRAM is corrupted: reads may fail at any time, and never return wrong bytes
 };
 
@@ -600,14 +600,17 @@ class StressThread {
     [[nodiscard]] bool good() const { return good_; }
 
   private:
+    /// Often one of a few, so that threads meet.
+    std::uint64_t random_page() { return random_.below(random_.one_in(2) ? 8 * kBlockPages : kDevicePages); }
+
     /// Pages in one block that this thread may write, or many pages of the shared chunk.
     Range random_writable() {
         if (random_.one_in(16)) {
             const std::uint64_t first = random_.below(kChunkPages);
             return {kSharedChunk * kChunkPages + first, 1 + random_.below(kChunkPages - first)};
         }
-        std::uint64_t page = random_.below(kDevicePages);
-        while (writer_of(page) != number_ && writer_of(page) != kEverybody) page = random_.below(kDevicePages);
+        std::uint64_t page = random_page();
+        while (writer_of(page) != number_ && writer_of(page) != kEverybody) page = random_page();
         const std::uint64_t left = std::min(kBlockPages - page % kBlockPages, kDevicePages - page);
         return {page, 1 + random_.below(left)};
     }
@@ -629,7 +632,7 @@ class StressThread {
         for (std::uint64_t i = 0; i < range.pages; ++i) wrote_[range.first + i] = 0;
     }
 
-    /// Sleeps on the queue's event as a frontend does. The time limit is a watchdog: a lost wake-up would last for ever.
+    /// Sleeps on the queue's event as a frontend does. The limit is a watchdog: a lost wake-up would last for ever.
     IoStatus insist(BlockRequest::Op op, const Range& range) {
         constexpr int kWatchdogMs = 100'000;
         BlockRequest request{op, range.first * kPageBytes, range.pages * kPageBytes, memory_[0]->data(),
@@ -646,7 +649,7 @@ class StressThread {
         const std::uint64_t reads = 1 + random_.below(kQueueDepth);
         std::array<Range, kQueueDepth> ranges{};
         for (std::uint64_t n = 0; n < reads; ++n) {
-            const std::uint64_t first = random_.below(kDevicePages);
+            const std::uint64_t first = random_page();
             const std::uint64_t most = random_.one_in(20) ? kChunkPages : 32;
             ranges[n] = {first, 1 + random_.below(std::min(most, kDevicePages - first))};
             submit_read(n, ranges[n]);
@@ -706,6 +709,7 @@ void maintain_until(const std::atomic<bool>& stop, PageStore& store, SimFaults& 
         store.maintain();
         EXPECT_LE(store.stats().stored, kDevice);
         faults.early = round % 2 == 0;
+        faults.latency_ns = round % 4 < 2 ? 3'000 : 100'000;
         if (round % 64 == 1) faults.corrupt_reads = 1;
         if (round % 64 == 33) faults.fail_copies = 1;
     }
@@ -715,7 +719,6 @@ TEST(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     const std::uint64_t operations = number_from_env("VRAMSWAP_STRESS_OPERATIONS", 4000);
     log_configure(LogStyle::plain, LogLevel::error, "store_model");
     SimGpu gpu(kVramEnough);
-    gpu.faults().latency_ns = 3000;
     SteppedStore store(gpu, {kDevice, kSegment, kStage, {50'000}}, nullptr);
     std::vector<std::unique_ptr<StressThread>> clients;
     for (std::uint32_t n = 0; n < kQueues; ++n) clients.push_back(std::make_unique<StressThread>(*store, n));

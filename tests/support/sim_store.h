@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// For tests of the store: a simulated GPU with its faults, and a PageStore over it whose flusher runs step by step under
-// a made-up clock. One thread, no sleeps; may allocate and throw.
+// For tests of the store: a simulated GPU with its faults, and a PageStore over it whose flusher runs step by step
+// under a made-up clock. One thread, no sleeps; may allocate and throw.
 #pragma once
 
 #include <poll.h>

@@ -36,6 +36,15 @@ class Demo(SystemTest):
         self.assertTrue(out.endswith("ok\n"))
         self.assertIn(", 0 wrong", out)
 
+    def test_cuda_backend_over_a_fake_driver(self):
+        """The worker's whole way with the CUDA backend; the driver below it is tests/support/fake_cuda.cc."""
+        self.environment.update(LD_LIBRARY_PATH=os.environ["VRAMSWAP_FAKE_DRIVER"], FAKE_CUDA_MEMORY=str(2 << 30))
+        done = self.vramswap("demo", "--gpu", "cuda", "--json", "--data", "128M", "--size", "512M")
+        result = json.loads(done.stdout)
+        self.assertIs(result["ok"], True)
+        self.assertEqual(result["backend"], "cuda")
+        self.assertEqual(result["pages_wrong"], 0)
+
     def test_bad_amounts(self):
         self.assert_told(self.vramswap("demo", "--gpu", "sim", "--data", "1K", status=2), "--data 1K")
         self.assert_told(self.vramswap("demo", "--gpu", "sim", "--data", "2G", "--size", "1G", status=2), "do not fit")

@@ -280,7 +280,8 @@ TEST(SizeSpec, TakesItsShareOfTheWhole) {
 TEST(FormatSize, HasOneDecimalAtMost) {
     const std::vector<std::pair<std::uint64_t, std::string_view>> cases{
         {0, "0B"},          {1, "1B"},          {1023, "1023B"},          {1024, "1K"}, {1536, "1.5K"}, {4096, "4K"},
-        {512u << 20, "512M"}, {3u << 29, "1.5G"}, {gib(80).n, "80G"}, {gib(1536).n, "1.5T"}, {gib(1u << 20).n, "1024T"},
+        {512u << 20, "512M"}, {3u << 29, "1.5G"}, {gib(80).n, "80G"},
+        {gib(1536).n, "1.5T"}, {gib(1u << 20).n, "1024T"},
     };
     for (const auto& [n, text] : cases) EXPECT_EQ(format_size({n}), text);
 }

@@ -357,7 +357,8 @@ class StoreTest : public ::testing::Test {
         return finish(r);
     }
     /// Expects these pages to be of this version, 0 being zeros, in the memory read into.
-    static void expect_content(PageIndex first, std::uint64_t pages, std::uint32_t version, const HostMemory& memory) {
+    static void expect_content(PageIndex first, std::uint64_t pages, std::uint32_t version,
+                               const HostMemory& memory) {
         for (std::uint64_t i = 0; i < pages; ++i)
             ASSERT_EQ(content_of(memory.page(i)), version == 0 ? 0 : content_for({first.n + i}, version))
                 << "page " << first.n + i;
@@ -366,9 +367,13 @@ class StoreTest : public ::testing::Test {
         ASSERT_EQ(read(first, pages), IoStatus::ok) << "page " << first.n;
         expect_content(first, pages, version, memory_);
     }
-    /// Steps until nothing more can be done now; ends where only time helps.
     void steps(int n) {
         for (int i = 0; i < n; ++i) (void)store().step();
+    }
+    /// Steps until so many flushes have failed since the start; false if they do not.
+    bool fail_flushes(std::uint64_t errors) {
+        for (int n = 0; n < 1000 && stats().flush_errors < errors; ++n) steps(1);
+        return stats().flush_errors == errors;
     }
     void fill_chunks(std::uint32_t chunks, std::uint32_t version) {
         for (std::uint32_t c = 0; c < chunks; ++c) {
@@ -400,7 +405,7 @@ TEST_F(StoreTest, ReadsBackFromTheStage) {
 TEST_F(StoreTest, ReadsBackFromVramAfterEviction) {
     ASSERT_EQ(write(page_of(0, 7), 3, 1), IoStatus::ok);
     ASSERT_TRUE(store().drain());
-    EXPECT_EQ(stats().dirty, Bytes{0});
+    EXPECT_EQ(stats().dirty + stats().staged, Bytes{0});
     expect(page_of(0, 7), 3, 1);
     EXPECT_EQ(stats().pages_read_gpu, 3u);
     EXPECT_EQ(stats().pages_flushed, 3u);
@@ -582,7 +587,8 @@ TEST_F(StoreTest, AWholeChunkDiscardedGivesVramBack) {
 TEST_F(StoreTest, DiscardOfADirtyChunkFreesItsImage) {
     make(mib(16), 3);
     for (int round = 0; round < 5; ++round) {
-        for (std::uint32_t c = 0; c < 3; ++c) ASSERT_EQ(write(page_of(c, 9), 1, 1), IoStatus::ok) << "round " << round;
+        for (std::uint32_t c = 0; c < 3; ++c)
+            ASSERT_EQ(write(page_of(c, 9), 1, 1), IoStatus::ok) << "round " << round;
         EXPECT_EQ(write(page_of(3, 0), 1, 1), IoStatus::retry);
         discard(page_of(0, 0), 3 * kChunkPages);
         EXPECT_TRUE(take_event(queue_->event_fd()));
@@ -703,6 +709,20 @@ TEST_F(StoreTest, AFullStageAsksForARetryAndTellsWhenThereIsRoom) {
     EXPECT_TRUE(take_event(queue_->event_fd()));
     EXPECT_EQ(write(page_of(3, 0), 2, 1), IoStatus::ok);
     for (std::uint32_t c = 0; c < 4; ++c) expect(page_of(c, 0), 2, 1);
+}
+
+TEST_F(StoreTest, ACleanImageMakesRoomBeforeAnyFlightEnds) {
+    make(mib(16), 3);
+    for (std::uint32_t c = 0; c < 2; ++c) ASSERT_EQ(write(page_of(c, 0), 2, 1), IoStatus::ok);
+    steps(3);
+    ASSERT_EQ(stats().dirty, Bytes{0});
+    EXPECT_EQ(stats().staged, mib(4));
+    ASSERT_EQ(write(page_of(2, 0), 2, 1), IoStatus::ok);
+    ASSERT_EQ(write(page_of(3, 0), 2, 1), IoStatus::retry);
+    faults().hang = true;
+    steps(1);
+    EXPECT_TRUE(take_event(queue_->event_fd()));
+    EXPECT_EQ(write(page_of(3, 0), 2, 1), IoStatus::ok);
 }
 
 TEST_F(StoreTest, ARefusedChunkKeepsNoSlot) {
@@ -963,9 +983,9 @@ TEST_F(StoreTest, AFailedFlushIsRepeated) {
 TEST_F(StoreTest, AfterManyFailuresWritesAreRefusedUntilAFlushSucceeds) {
     ASSERT_EQ(write(page_of(0, 0), 5, 1), IoStatus::ok);
     faults().fail_copies = 1000;
-    while (stats().flush_errors < 4) steps(1);
+    ASSERT_TRUE(fail_flushes(4));
     EXPECT_FALSE(stats().writes_are_refused);
-    while (stats().flush_errors < 5) steps(1);
+    ASSERT_TRUE(fail_flushes(5));
     EXPECT_TRUE(stats().writes_are_refused);
     EXPECT_EQ(write(page_of(1, 0), 1, 1), IoStatus::io_error);
     EXPECT_EQ(stats().writes_refused, 1u);
@@ -980,7 +1000,7 @@ TEST_F(StoreTest, AfterManyFailuresWritesAreRefusedUntilAFlushSucceeds) {
 TEST_F(StoreTest, WritesAreTriedAgainWhenNothingIsLeftToFlush) {
     ASSERT_EQ(write(page_of(0, 0), 5, 1), IoStatus::ok);
     faults().fail_copies = 1000;
-    while (stats().flush_errors < 5) steps(1);
+    ASSERT_TRUE(fail_flushes(5));
     discard(page_of(0, 0), 5);  // nothing dirty: no flush would ever succeed and end the refusal
     steps(2);
     faults().fail_copies = 0;
@@ -992,11 +1012,11 @@ TEST_F(StoreTest, WritesAreTriedAgainWhenNothingIsLeftToFlush) {
 TEST_F(StoreTest, TheTrialAfterARefusalIsASingleOne) {
     ASSERT_EQ(write(page_of(0, 0), 5, 1), IoStatus::ok);
     faults().fail_copies = 1000;
-    while (stats().flush_errors < 5) steps(1);
+    ASSERT_TRUE(fail_flushes(5));
     discard(page_of(0, 0), 5);
     steps(2);
     ASSERT_EQ(write(page_of(0, 0), 1, 2), IoStatus::ok);
-    while (stats().flush_errors < 6) steps(1);
+    ASSERT_TRUE(fail_flushes(6));
     EXPECT_TRUE(stats().writes_are_refused);
     expect(page_of(0, 0), 1, 2);
 }
@@ -1085,7 +1105,8 @@ TEST_F(StoreTest, ALostGpuGivesErrorsAndNoHangs) {
     EXPECT_EQ(read(page_of(0, 0), 3), IoStatus::io_error);
     expect(page_of(1, 0), 1, 1);  // still in the stage
     expect(page_of(2, 0), 1, 0);
-    while (!stats().writes_are_refused) steps(1);
+    ASSERT_TRUE(fail_flushes(5));
+    EXPECT_TRUE(stats().writes_are_refused);
     EXPECT_EQ(write(page_of(1, 1), 1, 1), IoStatus::io_error);
     store()->maintain();
     EXPECT_FALSE(store()->make_queue(1));
@@ -1202,7 +1223,8 @@ TEST(StoreCreation, SaysWhatIsWrong) {
         EXPECT_FALSE(store);
         return store ? Errc::exists : store.error().code;
     };
-    EXPECT_EQ(code_of({mib(64), mib(4), mib(4), {}}, nullptr), Errc::usage);  // the largest request needs three images
+    // The largest request needs three images.
+    EXPECT_EQ(code_of({mib(64), mib(4), mib(4), {}}, nullptr), Errc::usage);
     EXPECT_EQ(code_of({mib(64), mib(3), mib(8), {}}, nullptr), Errc::usage);
     EXPECT_EQ(code_of({mib(64), {0}, mib(8), {}}, nullptr), Errc::usage);
     EXPECT_EQ(code_of({{0}, mib(4), mib(8), {}}, nullptr), Errc::usage);
