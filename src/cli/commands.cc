@@ -23,7 +23,7 @@ void add_up(CLI::App& app, UpOptions& o, int& exit_status) {
     c->add_option("NAME", o.name, "Name of the device")->capture_default_str();
     c->add_option("--size", o.size, "Size, such as 6G, or 80% of the VRAM that is free")->capture_default_str();
     c->add_option("--gpu", o.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
-    c->add_option("--frontend", o.frontend, "auto, loop")->capture_default_str();
+    c->add_option("--frontend", o.frontend, "auto, ublk, nbd, loop")->capture_default_str();
     c->add_option("--priority", o.priority, "Swap priority, 0 to 32767")
         ->check(CLI::Range(0, kSwapPriorityMax))
         ->capture_default_str();
@@ -64,7 +64,7 @@ void add_bench(CLI::App& app, BenchOptions& o, int& exit_status) {
 void add_demo(CLI::App& app, DemoOptions& o, int& exit_status) {
     CLI::App* c = app.add_subcommand("demo", "Swap real memory to the GPU and back, check every byte, clean up");
     c->add_option("--gpu", o.gpu, "auto (sim if there is no GPU), cuda:0, sim, ...")->capture_default_str();
-    c->add_option("--frontend", o.frontend, "auto, loop")->capture_default_str();
+    c->add_option("--frontend", o.frontend, "auto, ublk, nbd, loop")->capture_default_str();
     c->add_option("--size", o.size, "Of the device")->capture_default_str();
     c->add_option("--data", o.data, "How much memory is written and read back")->capture_default_str();
     add_json(*c, o);

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include "front/loop/loop_frontend.h"
+#include "front/nbd/nbd_frontend.h"
+#include "front/ublk/ublk_frontend.h"
 
 namespace vramswap {
 
@@ -21,7 +23,9 @@ Result<void> Frontend::stop() {
     return {};
 }
 
-std::vector<FrontendReport> survey_frontends() { return {{"loop", loop_problem()}}; }
+std::vector<FrontendReport> survey_frontends() {
+    return {{"ublk", ublk_problem()}, {"nbd", nbd_problem()}, {"loop", loop_problem()}};
+}
 
 Result<std::unique_ptr<Frontend>> make_frontend(std::string_view wanted) {
     std::string problems;
@@ -31,10 +35,12 @@ Result<std::unique_ptr<Frontend>> make_frontend(std::string_view wanted) {
             problems += fmt::format("{}{}: {}", problems.empty() ? "" : "; ", report.kind, report.problem);
             continue;
         }
+        if (report.kind == "ublk") return make_ublk_frontend();
+        if (report.kind == "nbd") return make_nbd_frontend();
         if (report.kind == "loop") return make_loop_frontend();
     }
     if (!problems.empty()) return Error{Errc::unavailable, 0, "frontend cannot be used: " + problems};
-    return Error{Errc::usage, 0, fmt::format("no frontend '{}'", wanted), "There are: auto, loop"};
+    return Error{Errc::usage, 0, fmt::format("no frontend '{}'", wanted), "There are: auto, ublk, nbd, loop"};
 }
 
 }  // namespace vramswap

@@ -403,7 +403,7 @@ TEST_P(FrontendContract, LeavesNothingWhenTheTargetFailsDuringStart) {
     EXPECT_EQ(after, before) << to_string(after) << ", before: " << to_string(before);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernel, FrontendContract, ::testing::Values("loop"),
+INSTANTIATE_TEST_SUITE_P(Kernel, FrontendContract, ::testing::Values("ublk", "nbd", "loop"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 }  // namespace

@@ -7,10 +7,7 @@
 #include <linux/fuse.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <array>
@@ -39,9 +36,6 @@ static_assert(kReceiveOffset % alignof(fuse_in_header) == 0);
 static_assert(kReadOffset - kReceiveOffset >= kWriteHeaderBytes + kFuseTransferBytes);
 static_assert(kReadOffset - kReceiveOffset >= FUSE_MIN_READ_BUFFER);
 
-/// With locked memory all of it is resident, so not the 8 MiB that threads get by default.
-constexpr std::size_t kStackBytes = 256u << 10;
-
 /// Polls before the CPU is offered to others. A GPU copy takes 10 to 100 µs; a read from the spill may take
 /// longer.
 constexpr unsigned kSpinsBeforeYield = 4096;
@@ -54,11 +48,6 @@ constexpr std::size_t kHeapBytes = 64u << 10;
 
 thread_local IoThread* t_current = nullptr;
 
-void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
-    // One writer, so no locked instruction is needed.
-    counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
-}
-
 /// Makes malloc set up this thread's arena and touch its pages now, and not at the first request for
 /// libfuse's small objects.
 void warm_up_heap() {
@@ -69,43 +58,6 @@ void warm_up_heap() {
 }
 
 }  // namespace
-
-Result<std::unique_ptr<StopSignal>> StopSignal::make() {
-    UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!event) return sys_error("eventfd failed");
-    return std::unique_ptr<StopSignal>(new StopSignal(std::move(event)));
-}
-
-void StopSignal::request() {
-    requested_.store(true, std::memory_order_release);
-    // Cannot fail: the counter is far from its limit.
-    const std::uint64_t one = 1;
-    if (::write(event_.get(), &one, sizeof one) != sizeof one) log_warning("eventfd write failed");
-}
-
-Result<std::unique_ptr<IoMemory>> IoMemory::make(Target& target, std::size_t bytes) {
-    void* at =
-        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (at == MAP_FAILED)
-        return Error{Errc::no_memory, errno,
-                     fmt::format("no memory for {} of I/O buffers", format_size({bytes}))};
-    std::unique_ptr<IoMemory> memory(new IoMemory(target, {static_cast<std::byte*>(at), bytes}));
-    // A child must not make these pages copy-on-write: the next access would fault and allocate.
-    if (::madvise(at, bytes, MADV_DONTFORK) != 0) return sys_error("madvise(MADV_DONTFORK) failed");
-    if (::mlock(at, bytes) != 0)
-        return Error{Errc::no_memory, errno,
-                     fmt::format("cannot lock {} of I/O buffers", format_size({bytes})),
-                     "Raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity) or run as root"};
-    if (auto given = target.register_memory(memory->all()); !given) return std::move(given).error();
-    memory->registered_ = true;
-    return memory;
-}
-
-IoMemory::~IoMemory() {
-    if (registered_)
-        if (auto taken = target_.unregister_memory(memory_); !taken) log_warning("{}", taken.error().text());
-    ::munmap(memory_.data(), memory_.size());
-}
 
 Result<std::unique_ptr<IoThread>> IoThread::make(const Shared& shared) {
     std::unique_ptr<IoThread> self(new IoThread(shared));
@@ -132,21 +84,9 @@ Result<void> IoThread::watch(int fd, std::uint32_t events) {
 }
 
 Result<void> IoThread::start(std::uint32_t number) {
-    pthread_attr_t attributes;
-    ::pthread_attr_init(&attributes);
-    ::pthread_attr_setstacksize(&attributes, kStackBytes);
-    // The thread inherits the mask, so that there is no moment at which a signal could reach it.
-    sigset_t all;
-    sigset_t before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_t thread{};
-    const int failure = ::pthread_create(&thread, &attributes, &IoThread::main, this);
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    ::pthread_attr_destroy(&attributes);
-    if (failure != 0) return Error{Errc::failed, failure, fmt::format("cannot start I/O thread {}", number)};
-    thread_ = thread;
-    ::pthread_setname_np(thread, fmt::format("vs-loop-{}", number).c_str());
+    auto thread = start_io_thread(fmt::format("vs-loop-{}", number), &IoThread::main, this);
+    if (!thread) return std::move(thread).error();
+    thread_ = *thread;
     return {};
 }
 
@@ -154,15 +94,6 @@ void IoThread::join() {
     if (!thread_) return;
     ::pthread_join(*thread_, nullptr);
     thread_.reset();
-}
-
-void IoThread::add_counters(FrontendCounters& sum) const {
-    sum.reads += counters_.reads.load(std::memory_order_relaxed);
-    sum.writes += counters_.writes.load(std::memory_order_relaxed);
-    sum.discards += counters_.discards.load(std::memory_order_relaxed);
-    sum.errors += counters_.errors.load(std::memory_order_relaxed);
-    sum.bytes_read += counters_.bytes_read.load(std::memory_order_relaxed);
-    sum.bytes_written += counters_.bytes_written.load(std::memory_order_relaxed);
 }
 
 IoThread& IoThread::current() {
@@ -174,6 +105,7 @@ bool IoThread::on_io_thread() {
 }
 
 void* IoThread::main(void* self) {
+    touch_io_stack();
     t_current = static_cast<IoThread*>(self);
     warm_up_heap();
     t_current->queue_->enter_thread();
@@ -244,24 +176,17 @@ std::span<std::byte> IoThread::read_buffer() const {
 IoStatus IoThread::read(std::uint64_t offset, std::size_t bytes) {
     BlockRequest request{
         .op = BlockRequest::Op::read, .offset = offset, .bytes = bytes, .data = read_buffer().data()};
-    const IoStatus status = carry_out(request);
-    add(counters_.reads, 1);
-    if (status == IoStatus::ok) add(counters_.bytes_read, bytes);
-    return status;
+    return carry_out(request);
 }
 
 IoStatus IoThread::write(std::uint64_t offset, std::span<std::byte> data) {
     BlockRequest request{
         .op = BlockRequest::Op::write, .offset = offset, .bytes = data.size(), .data = data.data()};
-    const IoStatus status = carry_out(request);
-    add(counters_.writes, 1);
-    if (status == IoStatus::ok) add(counters_.bytes_written, data.size());
-    return status;
+    return carry_out(request);
 }
 
 IoStatus IoThread::discard(std::uint64_t offset, std::uint64_t bytes) {
     BlockRequest request{.op = BlockRequest::Op::discard, .offset = offset, .bytes = bytes};
-    add(counters_.discards, 1);
     return carry_out(request);
 }
 
@@ -277,7 +202,7 @@ IoStatus IoThread::carry_out(BlockRequest& request) {
         finish(request);
         status = request.status;
     }
-    if (status != IoStatus::ok) add(counters_.errors, 1);
+    counters_.count(request.op, status, request.bytes);
     return status;
 }
 

@@ -10,7 +10,6 @@
 
 #include <pthread.h>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,6 +19,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "front/frontend.h"
+#include "front/io_parts.h"
 #include "front/target.h"
 
 struct fuse_session;
@@ -29,38 +29,6 @@ namespace vramswap {
 /// Largest read or write. 256 pages is what FUSE could carry at most before 6.13 (FUSE_MAX_MAX_PAGES in
 /// fs/fuse/fuse_i.h), and the default of fs.fuse.max_pages_limit since.
 inline constexpr std::size_t kFuseTransferBytes = 1u << 20;
-
-/// Tells threads to end, whether they work, sleep, or wait for room in the target.
-class StopSignal {
-  public:
-    static Result<std::unique_ptr<StopSignal>> make();
-    void request();
-    [[nodiscard]] bool requested() const { return requested_.load(std::memory_order_acquire); }
-    /// Readable for ever after request().
-    [[nodiscard]] int fd() const { return event_.get(); }
-
-  private:
-    explicit StopSignal(UniqueFd event) : event_(std::move(event)) {}
-    const UniqueFd event_;
-    std::atomic<bool> requested_{false};
-};
-
-/// Anonymous page-aligned memory: present, locked, not shared with children, and registered with a target.
-class IoMemory {
-  public:
-    /// Errors: no_memory (with the limit to raise), and those of Target::register_memory.
-    static Result<std::unique_ptr<IoMemory>> make(Target& target, std::size_t bytes);
-    ~IoMemory();
-    IoMemory(const IoMemory&) = delete;
-    IoMemory& operator=(const IoMemory&) = delete;
-    [[nodiscard]] std::span<std::byte> all() const { return memory_; }
-
-  private:
-    IoMemory(Target& target, std::span<std::byte> memory) : target_(target), memory_(memory) {}
-    Target& target_;
-    const std::span<std::byte> memory_;
-    bool registered_ = false;
-};
 
 class IoThread {
   public:
@@ -82,7 +50,7 @@ class IoThread {
     Result<void> start(std::uint32_t number);
     /// Waits for its end, which comes after StopSignal::request or with the end of the connection.
     void join();
-    void add_counters(FrontendCounters& sum) const;
+    void add_counters(FrontendCounters& sum) const { counters_.add_to(sum); }
 
     /// The IoThread that runs the caller. REQUIRES: called on an I/O thread.
     [[nodiscard]] static IoThread& current();
@@ -97,11 +65,6 @@ class IoThread {
     [[nodiscard]] IoStatus discard(std::uint64_t offset, std::uint64_t bytes);
 
   private:
-    /// Written by one thread, read by others: alone in its cache line.
-    struct alignas(64) Counters {
-        std::atomic<std::uint64_t> reads{0}, writes{0}, discards{0}, errors{0}, bytes_read{0},
-            bytes_written{0};
-    };
     enum class Received : std::uint8_t { request, nothing, again, disconnected };
 
     explicit IoThread(const Shared& shared) : shared_(shared) {}
@@ -123,7 +86,7 @@ class IoThread {
     // Control thread.
     std::optional<pthread_t> thread_;
     // Self-synchronised.
-    Counters counters_;
+    IoCounters counters_;
 };
 
 }  // namespace vramswap

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/loop.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -13,11 +12,11 @@
 #include <cstdint>
 #include <cstring>
 #include <ctime>
-#include <fstream>
 #include <string_view>
 
 #include "base/log.h"
 #include "base/units.h"
+#include "front/block_device.h"
 #include "front/loop/io_thread.h"
 
 namespace vramswap {
@@ -31,32 +30,7 @@ constexpr int kAttachAttempts = 64;
 constexpr int kDetachAttempts = 100;
 constexpr timespec kDetachPause{0, 10'000'000};
 
-std::string queue_setting_path(const std::string& kernel_name, std::string_view setting) {
-    return fmt::format("/sys/block/{}/queue/{}", kernel_name, setting);
-}
-
-/// 0 if it cannot be read.
-std::uint64_t read_queue_setting(const std::string& kernel_name, std::string_view setting) {
-    std::uint64_t value = 0;
-    std::ifstream(queue_setting_path(kernel_name, setting)) >> value;
-    return value;
-}
-
-/// Best effort: without it the device is slower, not wrong.
-void write_queue_setting(const std::string& kernel_name, std::string_view setting, std::string_view value) {
-    std::ofstream file(queue_setting_path(kernel_name, setting));
-    file << value << std::flush;
-    if (!file) log_warning("cannot set {} to {}", queue_setting_path(kernel_name, setting), value);
-}
-
-bool is_swap(const std::string& kernel_name) {
-    // Each line begins with the path of the device.
-    std::ifstream swaps("/proc/swaps");
-    std::string path;
-    for (std::string rest; swaps >> path; std::getline(swaps, rest))
-        if (path.ends_with("/" + kernel_name)) return true;
-    return false;
-}
+constexpr std::string_view kSysDir = "/sys";
 
 Result<int> take_free_index(int control) {
     const int index = ::ioctl(control, LOOP_CTL_GET_FREE);
@@ -84,12 +58,6 @@ loop_config configuration(int file, const std::string& name) {
 }
 
 }  // namespace
-
-Result<UniqueFd> reserve_fd_number() {
-    UniqueFd number(::eventfd(0, EFD_CLOEXEC));
-    if (!number) return sys_error("eventfd failed");
-    return number;
-}
 
 Result<UniqueFd> open_loop_control(const std::string& dev_dir) {
     const std::string path = dev_dir + "/loop-control";
@@ -136,21 +104,23 @@ Result<void> LoopDevice::check_direct_io() const {
 }
 
 void LoopDevice::tune_queue() const {
-    write_queue_setting(kernel_name_, "scheduler", "none");
-    write_queue_setting(kernel_name_, "rotational", "0");
-    write_queue_setting(kernel_name_, "add_random", "0");
+    write_queue_setting(kSysDir, kernel_name_, "scheduler", "none");
+    write_queue_setting(kSysDir, kernel_name_, "rotational", "0");
+    write_queue_setting(kSysDir, kernel_name_, "add_random", "0");
     // One request of the block layer shall be one of FUSE.
-    const std::uint64_t limit_kb = read_queue_setting(kernel_name_, "max_hw_sectors_kb");
+    const std::uint64_t limit_kb = read_queue_setting(kSysDir, kernel_name_, "max_hw_sectors_kb");
     if (limit_kb != 0)
-        write_queue_setting(kernel_name_, "max_sectors_kb",
+        write_queue_setting(kSysDir, kernel_name_, "max_sectors_kb",
                             fmt::format("{}", std::min<std::uint64_t>(kFuseTransferBytes >> 10, limit_kb)));
-    if (read_queue_setting(kernel_name_, "discard_max_bytes") == 0)
+    if (read_queue_setting(kSysDir, kernel_name_, "discard_max_bytes") == 0)
         log_warning("{} takes no discards: freed swap pages will keep their VRAM", path_);
 }
 
 Result<void> LoopDevice::detach() {
     for (int attempt = 0; attempt < kDetachAttempts; ++attempt) {
-        if (const std::string who = claimed_by(); !who.empty()) return busy(who);
+        // It says so at once and by name; the safety lies in LOOP_CLR_FD.
+        if (const std::string who = block_device_claimed_by(path_); !who.empty())
+            return block_device_busy(path_, who);
         if (::fsync(device_.get()) != 0) log_warning("{}", sys_error("cannot write out " + path_).text());
         // ENXIO: somebody else has removed it already.
         if (::ioctl(device_.get(), LOOP_CLR_FD) != 0 && errno != ENXIO)
@@ -161,28 +131,13 @@ Result<void> LoopDevice::detach() {
         }
         ::nanosleep(&kDetachPause, nullptr);
     }
-    return busy("open in another process");
-}
-
-/// Who holds the device exclusively, or nobody. It says so at once and by name; the safety lies in
-/// LOOP_CLR_FD.
-std::string LoopDevice::claimed_by() const {
-    if (is_swap(kernel_name_)) return "in use as swap";
-    // Read-only, since closing a writer would make udev open the device.
-    UniqueFd claim(::open(path_.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC));
-    return !claim && errno == EBUSY ? "mounted or claimed by another user" : "";
+    return block_device_busy(path_, "open in another process");
 }
 
 /// LOOP_GET_STATUS64 answers ENXIO from the moment at which LOOP_CLR_FD has found us alone.
 bool LoopDevice::is_bound() const {
     loop_info64 info{};
     return ::ioctl(device_.get(), LOOP_GET_STATUS64, &info) == 0;
-}
-
-Error LoopDevice::busy(const std::string& who) const {
-    return Error{
-        Errc::busy, 0, fmt::format("{} is {}", path_, who),
-        fmt::format("Run `swapoff {}` or unmount it; `fuser -v {}` shows who has it open", path_, path_)};
 }
 
 }  // namespace vramswap

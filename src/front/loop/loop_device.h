@@ -30,17 +30,14 @@
 
 namespace vramswap {
 
-/// A low number, kept for the descriptor of a device that is opened later. Errors: failed.
-Result<UniqueFd> reserve_fd_number();
-
 /// Opens DEV_DIR/loop-control. Errors: unavailable, with the remedy.
 Result<UniqueFd> open_loop_control(const std::string& dev_dir);
 
 class LoopDevice {
   public:
     /// Takes a free loop device for `file`; `name` is what losetup shows. Its descriptor takes the place of
-    /// `number`. Requests for the file come while this runs. Errors: unavailable (no loop driver, no device
-    /// node, no direct I/O), busy (no free device), failed.
+    /// `number` (reserve_fd_number). Requests for the file come while this runs. Errors: unavailable (no loop
+    /// driver, no device node, no direct I/O), busy (no free device), failed.
     static Result<LoopDevice> attach(const std::string& dev_dir, int file, const std::string& name,
                                      UniqueFd number);
     LoopDevice(LoopDevice&&) = default;
@@ -60,9 +57,7 @@ class LoopDevice {
         : path_(std::move(path)), kernel_name_(std::move(kernel_name)), device_(std::move(device)) {}
     [[nodiscard]] Result<void> check_direct_io() const;
     void tune_queue() const;
-    [[nodiscard]] std::string claimed_by() const;
     [[nodiscard]] bool is_bound() const;
-    [[nodiscard]] Error busy(const std::string& who) const;
 
     std::string path_;
     std::string kernel_name_;  // "loop3"

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "front/block_device.h"
 #include "front/loop/fuse_file.h"
 #include "front/loop/fuse_mount.h"
 #include "front/loop/loop_device.h"

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+#include "front/io_parts.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "base/log.h"
+#include "base/units.h"
+
+namespace vramswap {
+namespace {
+
+constexpr std::size_t kStackBytes = 256u << 10;
+/// What is left are the frames above touch_io_stack, thread-local data and the guard page.
+constexpr std::size_t kStackTouchedBytes = kStackBytes - (48u << 10);
+
+void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
+    // One writer, so no locked instruction is needed.
+    counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<StopSignal>> StopSignal::make() {
+    UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!event) return sys_error("eventfd failed");
+    return std::unique_ptr<StopSignal>(new StopSignal(std::move(event)));
+}
+
+void StopSignal::request() {
+    requested_.store(true, std::memory_order_release);
+    // Cannot fail: the counter is far from its limit.
+    const std::uint64_t one = 1;
+    if (::write(event_.get(), &one, sizeof one) != sizeof one) log_warning("eventfd write failed");
+}
+
+Result<std::unique_ptr<IoMemory>> IoMemory::make(Target& target, std::size_t bytes) {
+    void* at =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (at == MAP_FAILED)
+        return Error{Errc::no_memory, errno,
+                     fmt::format("no memory for {} of I/O buffers", format_size({bytes}))};
+    std::unique_ptr<IoMemory> memory(new IoMemory(target, {static_cast<std::byte*>(at), bytes}));
+    // A child must not make these pages copy-on-write: the next access would fault and allocate.
+    if (::madvise(at, bytes, MADV_DONTFORK) != 0) return sys_error("madvise(MADV_DONTFORK) failed");
+    if (::mlock(at, bytes) != 0)
+        return Error{Errc::no_memory, errno,
+                     fmt::format("cannot lock {} of I/O buffers", format_size({bytes})),
+                     "Raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity) or run as root"};
+    if (auto given = target.register_memory(memory->all()); !given) return std::move(given).error();
+    memory->registered_ = true;
+    return memory;
+}
+
+IoMemory::~IoMemory() {
+    if (registered_)
+        if (auto taken = target_.unregister_memory(memory_); !taken) log_warning("{}", taken.error().text());
+    ::munmap(memory_.data(), memory_.size());
+}
+
+void IoCounters::count(BlockRequest::Op op, IoStatus status, std::uint64_t bytes) {
+    const bool done = status == IoStatus::ok;
+    switch (op) {
+        case BlockRequest::Op::read:
+            add(reads_, 1);
+            if (done) add(bytes_read_, bytes);
+            break;
+        case BlockRequest::Op::write:
+            add(writes_, 1);
+            if (done) add(bytes_written_, bytes);
+            break;
+        case BlockRequest::Op::discard:
+            add(discards_, 1);
+            break;
+    }
+    if (!done) add(errors_, 1);
+}
+
+void IoCounters::add_to(FrontendCounters& sum) const {
+    sum.reads += reads_.load(std::memory_order_relaxed);
+    sum.writes += writes_.load(std::memory_order_relaxed);
+    sum.discards += discards_.load(std::memory_order_relaxed);
+    sum.errors += errors_.load(std::memory_order_relaxed);
+    sum.bytes_read += bytes_read_.load(std::memory_order_relaxed);
+    sum.bytes_written += bytes_written_.load(std::memory_order_relaxed);
+}
+
+Result<pthread_t> start_io_thread(const std::string& name, void* (*main)(void*), void* argument) {
+    pthread_attr_t attributes;
+    ::pthread_attr_init(&attributes);
+    ::pthread_attr_setstacksize(&attributes, kStackBytes);
+    // The thread inherits the mask, so that there is no moment at which a signal could reach it.
+    sigset_t all;
+    sigset_t before;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_t thread{};
+    const int failure = ::pthread_create(&thread, &attributes, main, argument);
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    ::pthread_attr_destroy(&attributes);
+    if (failure != 0) return Error{Errc::failed, failure, fmt::format("cannot start I/O thread {}", name)};
+    ::pthread_setname_np(thread, name.c_str());
+    return thread;
+}
+
+[[gnu::noinline]] void touch_io_stack() {
+    std::array<volatile std::byte, kStackTouchedBytes> stack;
+    for (std::size_t at = 0; at < stack.size(); at += kPageBytes) stack[at] = std::byte{0};
+}
+
+}  // namespace vramswap

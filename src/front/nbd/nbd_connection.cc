@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+#include "front/nbd/nbd_connection.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+namespace vramswap {
+namespace {
+
+using Kind = NbdRequest::Kind;
+
+/// Looks at the target between two looks at the socket: some microseconds, about what a system call costs.
+constexpr unsigned kSpins = 64;
+/// Rounds of that without any progress before the CPU is offered to others. A GPU copy takes 10 to 100 µs.
+constexpr unsigned kRoundsBeforeYield = 64;
+
+/// A second look at a full target even if its event never comes.
+constexpr int kRoomTimeoutMs = 1000;
+/// When the kernel has no memory for a reply: nothing tells us when it has.
+constexpr int kStarvedTimeoutMs = 1;
+
+constexpr std::size_t kCompletionsPerPoll = 32;
+
+}  // namespace
+
+Result<std::unique_ptr<NbdConnection>> NbdConnection::make(const Shared& shared, UniqueFd socket) {
+    auto memory = IoMemory::make(shared.target, kNbdPoolBytes);
+    if (!memory) return std::move(memory).error();
+    auto queue = shared.target.make_queue(kNbdSlots);
+    if (!queue) return std::move(queue).error();
+    return std::unique_ptr<NbdConnection>(
+        new NbdConnection(shared, std::move(socket), std::move(*memory), std::move(*queue)));
+}
+
+Result<void> NbdConnection::start(std::uint32_t number) {
+    auto thread = start_io_thread(fmt::format("vs-nbd-{}", number), &NbdConnection::main, this);
+    if (!thread) return std::move(thread).error();
+    thread_ = *thread;
+    ready_.wait();
+    return {};
+}
+
+void NbdConnection::join() {
+    if (!thread_) return;
+    ::pthread_join(*thread_, nullptr);
+    thread_.reset();
+}
+
+void* NbdConnection::main(void* self) {
+    touch_io_stack();
+    auto& connection = *static_cast<NbdConnection*>(self);
+    connection.queue_->enter_thread();
+    connection.ready_.count_down();
+    connection.serve();
+    connection.end();
+    return nullptr;
+}
+
+void NbdConnection::serve() {
+    while (state_ == State::serving && !shared_.stop.requested()) {
+        // All three each time, so that no side waits for another.
+        const bool sent = send();
+        const bool received = receive();
+        const bool finished = complete_finished();
+        if (!sent && !received && !finished) wait();
+    }
+}
+
+bool NbdConnection::send() {
+    if (sender_.empty() || output_ == NbdIo::blocked) return false;
+    output_ = sender_.flush(socket_.get(), slots_);
+    if (output_ == NbdIo::closed) state_ = State::lost;
+    return output_ == NbdIo::moved;
+}
+
+bool NbdConnection::receive() {
+    if (receiving_ != NbdReceiver::Next::need_bytes) return take_requests();
+    if (input_ == NbdIo::blocked || input_ == NbdIo::drained) return false;
+    input_ = receiver_.fill(socket_.get());
+    if (input_ == NbdIo::closed) state_ = State::lost;
+    if (input_ != NbdIo::moved && input_ != NbdIo::drained) return false;
+    take_requests();
+    return true;
+}
+
+/// False if there was none.
+bool NbdConnection::take_requests() {
+    for (bool any = false;; any = true) {
+        NbdSlot* slot = nullptr;
+        receiving_ = receiver_.next(slots_, slot);
+        switch (receiving_) {
+            case NbdReceiver::Next::request:
+                begin(*slot);
+                break;
+            case NbdReceiver::Next::need_bytes:
+            case NbdReceiver::Next::need_room:
+                return any;
+            case NbdReceiver::Next::disconnect:
+                state_ = State::disconnected;
+                return any;
+            case NbdReceiver::Next::broken:
+                state_ = State::broken;
+                return any;
+        }
+    }
+}
+
+void NbdConnection::begin(NbdSlot& slot) {
+    switch (slot.kind) {
+        case Kind::read:
+        case Kind::write:
+        case Kind::discard:
+            submit(slot);
+            break;
+        case Kind::flush:
+        case Kind::disconnect:
+            reply(slot, nbd_error(IoStatus::ok));
+            break;
+        case Kind::refused:
+            log_event(LogLevel::warning, "refused an NBD request that is unknown or too large, bytes", slot.bytes);
+            reply(slot, nbd_error(IoStatus::out_of_range));
+            break;
+    }
+}
+
+void NbdConnection::submit(NbdSlot& slot) {
+    const IoStatus status = queue_->submit(slot);
+    if (status == IoStatus::retry) waiting_.push(slot);
+    if (is_final(status)) complete(slot);
+}
+
+bool NbdConnection::complete_finished() {
+    if (queue_->in_flight() == 0) return false;
+    std::array<BlockRequest*, kCompletionsPerPoll> done{};
+    const std::size_t count = queue_->poll(done);
+    for (std::size_t i = 0; i < count; ++i) complete(static_cast<NbdSlot&>(*done[i]));
+    if (count != 0) submit_waiting();
+    return count != 0;
+}
+
+/// Each of them once: those with no room yet go to the end of the same queue.
+void NbdConnection::submit_waiting() {
+    for (std::uint32_t n = waiting_.size(); n != 0; --n) submit(waiting_.pop());
+}
+
+void NbdConnection::complete(NbdSlot& slot) {
+    counters_.count(slot.op, slot.status, slot.bytes);
+    if (slot.op == BlockRequest::Op::read && slot.status == IoStatus::ok) slot.reply_data_bytes = slot.bytes;
+    reply(slot, nbd_error(slot.status));
+}
+
+void NbdConnection::reply(NbdSlot& slot, std::uint32_t error) {
+    write_nbd_reply(slot.reply, slot.cookie, error);
+    sender_.push(slot);
+}
+
+/// Until something can go on: the socket, the target, or the stop signal.
+void NbdConnection::wait() {
+    const bool busy = queue_->in_flight() != 0;
+    if (busy && spin()) return;
+    short events = 0;
+    if (receiving_ == NbdReceiver::Next::need_bytes) events |= POLLIN;
+    if (output_ == NbdIo::blocked) events |= POLLOUT;
+    const bool starved = output_ == NbdIo::starved || input_ == NbdIo::starved;
+    const int timeout_ms = busy ? 0 : starved ? kStarvedTimeoutMs : waiting_.empty() ? -1 : kRoomTimeoutMs;
+    // A negative descriptor is passed over: the target's event counts only for those who were told to wait for it.
+    std::array<pollfd, 3> fds{{{socket_.get(), events, 0},
+                               {waiting_.empty() ? -1 : queue_->event_fd(), POLLIN, 0},
+                               {shared_.stop.fd(), POLLIN, 0}}};
+    const int ready = ::poll(fds.data(), fds.size(), timeout_ms);
+    if (ready < 0) return;
+    // The kernel has shut its end down: it takes no replies any more and may have sent what is waiting here to another
+    // connection. Carried out now, an old write could overwrite a newer one.
+    if ((fds[0].revents & (POLLHUP | POLLERR)) != 0) {
+        state_ = State::lost;
+        return;
+    }
+    if ((fds[0].revents & POLLIN) != 0) input_ = NbdIo::moved;
+    if ((fds[0].revents & POLLOUT) != 0) output_ = NbdIo::moved;
+    if ((fds[1].revents & POLLIN) != 0) take_room_event();
+    if (!waiting_.empty() && (fds[1].revents != 0 || (ready == 0 && !busy))) submit_waiting();
+}
+
+/// Looks for completions for a moment. True if there was one.
+bool NbdConnection::spin() {
+    for (unsigned spins = 0; spins < kSpins; ++spins) {
+        if (complete_finished()) {
+            rounds_without_progress_ = 0;
+            return true;
+        }
+        cpu_relax();
+    }
+    if (++rounds_without_progress_ > kRoundsBeforeYield) ::sched_yield();
+    return false;
+}
+
+void NbdConnection::take_room_event() {
+    std::uint64_t count = 0;
+    if (::read(queue_->event_fd(), &count, sizeof count) < 0 && errno != EAGAIN)
+        log_event(LogLevel::error, "read of the target's event failed, errno", static_cast<std::uint64_t>(errno));
+}
+
+void NbdConnection::end() {
+    // What the target had no room for is lost with the connection; the kernel gives it up, or sends it again.
+    while (!waiting_.empty()) waiting_.pop();
+    // Until they complete, the GPU may write to our buffers. And the kernel must not send them over another connection
+    // while they are still carried out here: so first this, then the news that the connection is gone.
+    while (queue_->in_flight() != 0) spin();
+    if (state_ == State::lost && !NbdReceiver::ended_with_goodbye(socket_.get()))
+        log_event(LogLevel::error, "the kernel dropped an NBD connection, requests in it", slots_.taken());
+    if (state_ == State::broken)
+        log_event(LogLevel::error, "an NBD connection is out of step and is closed, requests in it", slots_.taken());
+    ::shutdown(socket_.get(), SHUT_RDWR);
+}
+
+}  // namespace vramswap

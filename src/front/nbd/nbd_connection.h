@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+// One connection of an NBD device: a socket whose other end the kernel holds, and the thread "vs-nbd-N" that serves it
+// on a TargetQueue of its own, many requests at a time. Owned by NbdFrontend.
+// Threads: make, start, join, socket, add_counters and destruction: control thread; the rest is the thread itself.
+// After start, the thread does not allocate, throw, open files, log synchronously or touch unlocked memory. It sleeps
+// in poll(2) when nothing is in flight, and polls the target without sleeping when something is.
+//
+// What cannot be had: the kernel marks its end of the socket as one that memory is reclaimed through, ours not, and no
+// program can set that mark. So each reply is sent with socket buffers of ordinary memory, which the kernel takes under
+// the rules of an I/O flusher (PR_SET_IO_FLUSHER, inherited from the worker's main thread: it may wait for memory, but
+// never for swap) and without its reserves. When there is none at all, replies wait until there is: that is where NBD is
+// weaker than ublk. AF_UNIX and not TCP, because TCP drops what the kernel sends us out of its reserves.
+// Errors: no_memory, failed, and those of the target.
+#pragma once
+
+#include <pthread.h>
+
+#include <cstdint>
+#include <latch>
+#include <memory>
+#include <optional>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "front/frontend.h"
+#include "front/io_parts.h"
+#include "front/nbd/nbd_slots.h"
+#include "front/nbd/nbd_stream.h"
+#include "front/target.h"
+
+namespace vramswap {
+
+class NbdConnection {
+  public:
+    /// What all connections of a device share; outlives them.
+    struct Shared {
+        Target& target;
+        const StopSignal& stop;
+    };
+
+    /// `socket`: a stream socket; requests come out of it.
+    static Result<std::unique_ptr<NbdConnection>> make(const Shared& shared, UniqueFd socket);
+    /// REQUIRES: joined, or never started. Closes the socket.
+    ~NbdConnection() = default;
+    NbdConnection(const NbdConnection&) = delete;
+    NbdConnection& operator=(const NbdConnection&) = delete;
+
+    /// Starts the thread "vs-nbd-NUMBER" and waits until it is ready to serve.
+    Result<void> start(std::uint32_t number);
+    /// Waits for its end, which comes after StopSignal::request or with the end of the connection.
+    void join();
+    [[nodiscard]] int socket() const { return socket_.get(); }
+    void add_counters(FrontendCounters& sum) const { counters_.add_to(sum); }
+
+  private:
+    /// How the connection stands. Only serving becomes something else.
+    enum class State : std::uint8_t { serving, disconnected, lost, broken };
+
+    NbdConnection(const Shared& shared, UniqueFd socket, std::unique_ptr<IoMemory> memory,
+                  std::unique_ptr<TargetQueue> queue)
+        : shared_(shared),
+          socket_(std::move(socket)),
+          memory_(std::move(memory)),
+          queue_(std::move(queue)),
+          slots_(memory_->all()) {}
+
+    static void* main(void* self);
+    void serve();
+    bool send();
+    bool receive();
+    bool take_requests();
+    void begin(NbdSlot& slot);
+    void submit(NbdSlot& slot);
+    bool complete_finished();
+    void submit_waiting();
+    void complete(NbdSlot& slot);
+    void reply(NbdSlot& slot, std::uint32_t error);
+    void wait();
+    bool spin();
+    void take_room_event();
+    void end();
+
+    // Constant after make.
+    const Shared shared_;
+    const UniqueFd socket_;
+    const std::unique_ptr<IoMemory> memory_;
+    const std::unique_ptr<TargetQueue> queue_;
+    // Control thread.
+    std::optional<pthread_t> thread_;
+    // The thread.
+    State state_ = State::serving;
+    NbdSlots slots_;
+    NbdReceiver receiver_;
+    NbdSender sender_;
+    NbdSlotQueue waiting_;  // answered with retry by the target
+    NbdReceiver::Next receiving_ = NbdReceiver::Next::need_bytes;  // what the receiver needs to go on
+    NbdIo input_ = NbdIo::moved;                                   // what the last read did
+    NbdIo output_ = NbdIo::moved;                                  // what the last send did
+    unsigned rounds_without_progress_ = 0;
+    // Self-synchronised.
+    std::latch ready_{1};
+    IoCounters counters_;
+};
+
+}  // namespace vramswap

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT
+#include "front/nbd/nbd_frontend.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/capability.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/log.h"
+#include "front/block_device.h"
+#include "front/kernel_module.h"
+#include "front/nbd/nbd_abi.h"
+#include "front/nbd/nbd_connection.h"
+
+namespace vramswap {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The kernel gives each hardware queue, so each connection, to a share of the CPUs. More than four do not make one
+/// device faster.
+constexpr std::uint32_t kConnectionsDefaultMax = 4;
+constexpr std::uint32_t kConnectionsMax = 16;
+
+// What happens to I/O when this process dies or stands still. A dead worker is not replaced yet, so I/O has to fail and
+// must not hang for ever. Whoever replaces it sets both (RECONFIGURE): a long dead-connection timeout, a short request
+// timeout.
+//
+/// When the last socket is gone, requests not yet sent fail at once.
+constexpr std::uint64_t kDeadConnectionTimeoutSeconds = 0;
+/// Requests that were sent and not answered are found by this timer alone: they fail when it expires. 0 would not mean
+/// "never": with several sockets it is 30 s, and with one socket they hang until somebody disconnects the device. The
+/// same timer ends a connection to a living worker that is too slow, and four of those are the end of the device and
+/// its data; so it is as long as can be below the 120 s after which the kernel warns of hung tasks.
+constexpr std::uint64_t kRequestTimeoutSeconds = 90;
+
+/// No SEND_FLUSH, so no write cache: what is acknowledged is as safe as it will ever be. No ROTATIONAL: swap would use
+/// one CPU's cluster for all.
+constexpr std::uint64_t kServerFlags = nbd_abi::kServerHasFlags | nbd_abi::kServerSendTrim |
+                                       nbd_abi::kServerSendWriteZeroes | nbd_abi::kServerCanMultiConn;
+
+/// Of the socket buffers in each direction; the kernel counts about two bytes for each byte of data in pages. Large
+/// enough for a whole request, so that the kernel's sender and our replies seldom wait for each other.
+constexpr int kSocketBufferBytes = 1 << 20;
+
+std::uint32_t connection_count(std::uint32_t wanted) {
+    if (wanted != 0) return std::min(wanted, kConnectionsMax);
+    return std::clamp<std::uint32_t>(std::thread::hardware_concurrency(), 1, kConnectionsDefaultMax);
+}
+
+bool may_administer() {
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3> sets{};
+    return ::syscall(SYS_capget, &header, sets.data()) == 0 &&
+           (sets[0].effective & CAP_TO_MASK(CAP_SYS_ADMIN)) != 0;
+}
+
+Result<void> find_driver(const NbdSystem& system) {
+    // It has parameters, so it has this folder also when it is built in.
+    const fs::path module = fs::path(system.sys_dir) / "module/nbd";
+    std::error_code ignored;
+    if (fs::exists(module, ignored)) return {};
+    auto loaded = load_kernel_module("nbd", system.modprobe);
+    if (fs::exists(module, ignored)) return {};
+    const std::string reason = loaded ? "modprobe loaded it, but it is not there" : loaded.error().text();
+    return Error{Errc::unavailable, 0, fmt::format("this kernel has no NBD driver ({})", reason),
+                 "Install the package with all of your kernel's modules, or a kernel with CONFIG_BLK_DEV_NBD, or use "
+                 "another frontend"};
+}
+
+/// The driver makes devices when it is loaded; if their nodes are missing, so will be ours.
+Result<void> find_nodes(const NbdSystem& system) {
+    std::error_code ignored;
+    for (const auto& block : fs::directory_iterator(fs::path(system.sys_dir) / "block", ignored)) {
+        const std::string name = block.path().filename();
+        const fs::path node = fs::path(system.dev_dir) / name;
+        if (name.starts_with("nbd") && !fs::exists(node, ignored))
+            return Error{Errc::unavailable, 0, "no device node " + node.string(),
+                         "Mount devtmpfs on " + system.dev_dir};
+    }
+    return {};
+}
+
+Result<void> check(const NbdSystem& system) {
+    if (!may_administer())
+        return Error{Errc::unavailable, 0, "not allowed to connect a network block device",
+                     "Run as root (CAP_SYS_ADMIN)"};
+    if (auto found = find_driver(system); !found) return found;
+    if (auto found = find_nodes(system); !found) return found;
+    if (auto netlink = NbdNetlink::open(system.family); !netlink) return std::move(netlink).error();
+    return {};
+}
+
+struct SocketPair {
+    UniqueFd ours, kernels;
+};
+
+/// Best effort: with the system's default it is slower, not wrong. FORCE passes over net.core.wmem_max.
+void enlarge_buffer(const UniqueFd& socket) {
+    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUFFORCE, &kSocketBufferBytes, sizeof kSocketBufferBytes) != 0)
+        ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUF, &kSocketBufferBytes, sizeof kSocketBufferBytes);
+}
+
+/// Our end has a number above `fd_above`; see NbdDevice. On AF_UNIX what is under way counts as the sender's, so both
+/// ends have a buffer to send and none to receive.
+Result<SocketPair> make_socket_pair(int fd_above) {
+    std::array<int, 2> ends{};
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) return sys_error("socketpair failed");
+    const UniqueFd end(ends[0]);
+    SocketPair pair{UniqueFd(::fcntl(end.get(), F_DUPFD_CLOEXEC, fd_above + 1)), UniqueFd(ends[1])};
+    if (!pair.ours) return sys_error("cannot duplicate a socket");
+    enlarge_buffer(pair.ours);
+    enlarge_buffer(pair.kernels);
+    return pair;
+}
+
+class NbdFrontend final : public Frontend {
+  public:
+    explicit NbdFrontend(NbdSystem system) : system_(std::move(system)) {}
+    ~NbdFrontend() override;
+
+  private:
+    Result<std::string> do_start(Target& target, const FrontendOptions& options) override;
+    Result<void> do_stop() override;
+    [[nodiscard]] std::string_view do_kind() const override { return "nbd"; }
+    [[nodiscard]] FrontendCounters do_counters() const override;
+
+    Result<void> serve(Target& target, const FrontendOptions& options);
+    Result<std::vector<UniqueFd>> start_connections(Target& target, std::uint32_t count, int fd_above);
+    void end_connections();
+
+    const NbdSystem system_;
+    FrontendCounters ended_;  // of the connections that are gone
+    std::unique_ptr<StopSignal> stop_;
+    std::vector<std::unique_ptr<NbdConnection>> connections_;
+    std::optional<NbdDevice> device_;
+};
+
+NbdFrontend::~NbdFrontend() {
+    if (!device_) return;
+    // Never reached by a daemon that stops as it should. Who still uses the device gets errors from now on.
+    if (auto stopped = do_stop(); !stopped) {
+        log_error("{}", std::move(stopped).error().in("abandoned").text());
+        device_->abandon();
+    }
+    // The sockets go before our descriptor of the device: see NbdDevice.
+    end_connections();
+}
+
+FrontendCounters NbdFrontend::do_counters() const {
+    FrontendCounters sum = ended_;
+    for (const auto& connection : connections_) connection->add_counters(sum);
+    return sum;
+}
+
+Result<std::string> NbdFrontend::do_start(Target& target, const FrontendOptions& options) {
+    if (options.name.empty() || options.name.find('/') != std::string::npos)
+        return Error{Errc::usage, 0, fmt::format("'{}' cannot be the name of a device", options.name)};
+    if (target.size().n == 0 || target.size().n % kPageBytes != 0)
+        return Error{Errc::usage, 0, fmt::format("{} bytes are not whole pages of 4 KiB", target.size().n)};
+    if (auto checked = check(system_); !checked) return std::move(checked).error().in("nbd frontend");
+    if (auto serving = serve(target, options); !serving) {
+        end_connections();
+        return std::move(serving).error().in("nbd frontend");
+    }
+    return device_->path();
+}
+
+Result<void> NbdFrontend::serve(Target& target, const FrontendOptions& options) {
+    auto number = reserve_fd_number();
+    if (!number) return std::move(number).error();
+    // They live until the kernel has its own references; after that our process alone holds the other ends, so that its
+    // death is the end of the connections.
+    auto kernel_ends = start_connections(target, connection_count(options.threads), number->get());
+    if (!kernel_ends) return std::move(kernel_ends).error();
+    std::vector<int> sockets;
+    for (const auto& end : *kernel_ends) sockets.push_back(end.get());
+    // /sys/block/nbdN/backend shows "vramswap-NAME": that is how our devices are found.
+    const NbdSettings settings{.size = target.size(),
+                               .server_flags = kServerFlags,
+                               .request_timeout_s = kRequestTimeoutSeconds,
+                               .dead_connection_timeout_s = kDeadConnectionTimeoutSeconds,
+                               .backend = "vramswap-" + options.name};
+    auto device = NbdDevice::attach(system_, settings, sockets, std::move(*number));
+    if (!device) return std::move(device).error();
+    device_.emplace(std::move(*device));
+    return {};
+}
+
+/// Returns the kernel's ends.
+Result<std::vector<UniqueFd>> NbdFrontend::start_connections(Target& target, std::uint32_t count, int fd_above) {
+    auto stop = StopSignal::make();
+    if (!stop) return std::move(stop).error();
+    stop_ = std::move(*stop);
+    std::vector<UniqueFd> kernel_ends;
+    for (std::uint32_t i = 0; i < count; ++i) {
+        auto pair = make_socket_pair(fd_above);
+        if (!pair) return std::move(pair).error();
+        auto connection = NbdConnection::make({target, *stop_}, std::move(pair->ours));
+        if (!connection) return std::move(connection).error();
+        connections_.push_back(std::move(*connection));
+        kernel_ends.push_back(std::move(pair->kernels));
+    }
+    for (std::uint32_t i = 0; i < count; ++i)
+        if (auto started = connections_[i]->start(i); !started) return std::move(started).error();
+    return kernel_ends;
+}
+
+Result<void> NbdFrontend::do_stop() {
+    std::vector<int> sockets;
+    for (const auto& connection : connections_) sockets.push_back(connection->socket());
+    if (auto detached = device_->detach(sockets); !detached) return detached;
+    end_connections();
+    device_.reset();
+    return {};
+}
+
+void NbdFrontend::end_connections() {
+    if (stop_) stop_->request();
+    for (auto& connection : connections_) {
+        connection->join();
+        connection->add_counters(ended_);
+    }
+    connections_.clear();
+    stop_.reset();
+}
+
+}  // namespace
+
+std::unique_ptr<Frontend> make_nbd_frontend() { return make_nbd_frontend_in({}); }
+
+std::string nbd_problem() { return nbd_problem_in({}); }
+
+std::unique_ptr<Frontend> make_nbd_frontend_in(NbdSystem system) {
+    return std::make_unique<NbdFrontend>(std::move(system));
+}
+
+std::string nbd_problem_in(const NbdSystem& system) {
+    auto checked = check(system);
+    return checked ? "" : checked.error().text();
+}
+
+}  // namespace vramswap
