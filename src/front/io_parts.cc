@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <utility>
 
@@ -18,8 +17,6 @@ namespace vramswap {
 namespace {
 
 constexpr std::size_t kStackBytes = 256u << 10;
-/// What is left are the frames above touch_io_stack, thread-local data and the guard page.
-constexpr std::size_t kStackTouchedBytes = kStackBytes - (48u << 10);
 
 void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
     // One writer, so no locked instruction is needed.
@@ -110,9 +107,16 @@ Result<pthread_t> start_io_thread(const std::string& name, void* (*main)(void*),
     return thread;
 }
 
-[[gnu::noinline]] void touch_io_stack() {
-    std::array<volatile std::byte, kStackTouchedBytes> stack;
-    for (std::size_t at = 0; at < stack.size(); at += kPageBytes) stack[at] = std::byte{0};
+void touch_io_stack() {
+    pthread_attr_t attributes;
+    if (::pthread_getattr_np(::pthread_self(), &attributes) != 0) return;
+    void* lowest = nullptr;
+    std::size_t bytes = 0;
+    ::pthread_attr_getstack(&attributes, &lowest, &bytes);
+    ::pthread_attr_destroy(&attributes);
+    // mlock makes the pages present also where mlockall was told to wait for their first use (MCL_ONFAULT).
+    if (::mlock(lowest, bytes) != 0)
+        log_event(LogLevel::warning, "cannot lock the stack of an I/O thread, errno", static_cast<std::uint64_t>(errno));
 }
 
 }  // namespace vramswap

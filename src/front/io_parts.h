@@ -69,7 +69,7 @@ class alignas(64) IoCounters {
 /// with locked memory all of it is resident.
 Result<pthread_t> start_io_thread(const std::string& name, void* (*main)(void*), void* argument);
 
-/// The thread itself, first of all: makes its whole stack present, so that no later call faults a page in.
+/// The thread itself, first of all: makes its whole stack present and locks it, so that no later call faults a page in.
 void touch_io_stack();
 
 }  // namespace vramswap
