@@ -15,6 +15,8 @@ namespace vramswap {
 }
 
 /// Tells the CPU that this is a spin loop.
-inline void cpu_relax() { __builtin_ia32_pause(); }
+inline void cpu_relax() {
+    __builtin_ia32_pause();
+}
 
 }  // namespace vramswap

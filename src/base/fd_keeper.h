@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// FdKeeper: somebody who keeps descriptors alive when this process dies (the guardian). Control thread only; may block
-// on a socket.
+// FdKeeper: somebody who keeps descriptors alive when this process dies (the guardian). Control thread only;
+// may block on a socket.
 #pragma once
 
 #include <string_view>

@@ -7,7 +7,7 @@
 
 namespace vramswap {
 
-enum class [[nodiscard]] IoStatus : std::uint8_t {
+enum class [[nodiscard]] IoStatus : std::uint8_t{
     ok,            ///< done
     pending,       ///< accepted; its completion comes later
     retry,         ///< no room now; ask again after a completion or the queue's event
@@ -19,7 +19,9 @@ enum class [[nodiscard]] IoStatus : std::uint8_t {
 };
 
 /// True for the outcomes that end a request.
-[[nodiscard]] constexpr bool is_final(IoStatus s) { return s != IoStatus::pending && s != IoStatus::retry; }
+[[nodiscard]] constexpr bool is_final(IoStatus s) {
+    return s != IoStatus::pending && s != IoStatus::retry;
+}
 
 /// The positive errno that a frontend answers. REQUIRES: is_final(s).
 [[nodiscard]] int to_errno(IoStatus s);
@@ -27,6 +29,8 @@ enum class [[nodiscard]] IoStatus : std::uint8_t {
 [[nodiscard]] std::string_view to_string(IoStatus s);
 
 /// The worse of two final outcomes, for a request made of several parts.
-[[nodiscard]] constexpr IoStatus worse(IoStatus a, IoStatus b) { return a > b ? a : b; }
+[[nodiscard]] constexpr IoStatus worse(IoStatus a, IoStatus b) {
+    return a > b ? a : b;
+}
 
 }  // namespace vramswap

@@ -42,9 +42,8 @@ void log_configure(LogStyle style, LogLevel most_verbose, std::string_view name)
 void log_message(LogLevel level, std::string_view text) {
     if (level > settings.most_verbose) return;
     try {
-        const std::string line = settings.prefixed
-                                     ? fmt::format("<{}>{}\n", static_cast<int>(level), text)
-                                     : fmt::format("{}: {}\n", settings.name, text);
+        const std::string line = settings.prefixed ? fmt::format("<{}>{}\n", static_cast<int>(level), text)
+                                                   : fmt::format("{}: {}\n", settings.name, text);
         [[maybe_unused]] const auto written = ::write(STDERR_FILENO, line.data(), line.size());
     } catch (...) {  // out of memory while telling something: nothing sensible is left to do
     }
@@ -81,7 +80,8 @@ void log_drain() {
         slot.turn.store(full_turn + 1, std::memory_order_release);
     }
     const std::uint64_t lost = dropped.exchange(0, std::memory_order_relaxed);
-    if (lost != 0) log_message(LogLevel::warning, fmt::format("{} log events dropped: the ring was full", lost));
+    if (lost != 0)
+        log_message(LogLevel::warning, fmt::format("{} log events dropped: the ring was full", lost));
 }
 
 }  // namespace vramswap

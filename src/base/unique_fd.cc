@@ -11,6 +11,8 @@ void UniqueFd::reset(int fd) {
     if (old >= 0) ::close(old);
 }
 
-UniqueFd UniqueFd::dup() const { return UniqueFd(::fcntl(fd_, F_DUPFD_CLOEXEC, 0)); }
+UniqueFd UniqueFd::dup() const {
+    return UniqueFd(::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
+}
 
 }  // namespace vramswap

@@ -66,7 +66,8 @@ std::string format_size(Bytes size) {
     std::array<char, 32> text{};
     const double tenths = std::round(value * 10) / 10;
     const bool whole = tenths == std::floor(tenths);
-    const int n = std::snprintf(text.data(), text.size(), whole ? "%.0f%s" : "%.1f%s", tenths, kUnits.at(unit));
+    const int n =
+        std::snprintf(text.data(), text.size(), whole ? "%.0f%s" : "%.1f%s", tenths, kUnits.at(unit));
     return {text.data(), static_cast<std::size_t>(n)};
 }
 

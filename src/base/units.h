@@ -18,9 +18,15 @@ struct Bytes {
     std::uint64_t n = 0;
     constexpr auto operator<=>(const Bytes&) const = default;
 };
-constexpr Bytes operator+(Bytes a, Bytes b) { return {a.n + b.n}; }
-constexpr Bytes operator-(Bytes a, Bytes b) { return {a.n - b.n}; }
-constexpr Bytes operator*(Bytes a, std::uint64_t k) { return {a.n * k}; }
+constexpr Bytes operator+(Bytes a, Bytes b) {
+    return {a.n + b.n};
+}
+constexpr Bytes operator-(Bytes a, Bytes b) {
+    return {a.n - b.n};
+}
+constexpr Bytes operator*(Bytes a, std::uint64_t k) {
+    return {a.n * k};
+}
 
 /// Number of a page of the device, counted from 0.
 struct PageIndex {
@@ -34,9 +40,15 @@ struct ChunkIndex {
     constexpr auto operator<=>(const ChunkIndex&) const = default;
 };
 
-constexpr Bytes kib(std::uint64_t n) { return {n << 10}; }
-constexpr Bytes mib(std::uint64_t n) { return {n << 20}; }
-constexpr Bytes gib(std::uint64_t n) { return {n << 30}; }
+constexpr Bytes kib(std::uint64_t n) {
+    return {n << 10};
+}
+constexpr Bytes mib(std::uint64_t n) {
+    return {n << 20};
+}
+constexpr Bytes gib(std::uint64_t n) {
+    return {n << 30};
+}
 
 /// The kernel swaps pages of this size on x86-64; vramswap supports no other.
 inline constexpr std::size_t kPageBytes = 4096;
@@ -44,15 +56,25 @@ inline constexpr std::size_t kPageBytes = 4096;
 inline constexpr std::size_t kChunkBytes = 2u << 20;
 inline constexpr std::size_t kChunkPages = kChunkBytes / kPageBytes;
 
-constexpr PageIndex page_at(std::uint64_t byte_offset) { return {byte_offset / kPageBytes}; }
-constexpr ChunkIndex chunk_of(PageIndex p) { return {static_cast<std::uint32_t>(p.n / kChunkPages)}; }
-constexpr std::uint32_t page_in_chunk(PageIndex p) { return static_cast<std::uint32_t>(p.n % kChunkPages); }
-constexpr PageIndex first_page(ChunkIndex c) { return {std::uint64_t{c.n} * kChunkPages}; }
+constexpr PageIndex page_at(std::uint64_t byte_offset) {
+    return {byte_offset / kPageBytes};
+}
+constexpr ChunkIndex chunk_of(PageIndex p) {
+    return {static_cast<std::uint32_t>(p.n / kChunkPages)};
+}
+constexpr std::uint32_t page_in_chunk(PageIndex p) {
+    return static_cast<std::uint32_t>(p.n % kChunkPages);
+}
+constexpr PageIndex first_page(ChunkIndex c) {
+    return {std::uint64_t{c.n} * kChunkPages};
+}
 
 constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t step) {
     return (value + step - 1) / step * step;
 }
-constexpr std::uint64_t round_down(std::uint64_t value, std::uint64_t step) { return value / step * step; }
+constexpr std::uint64_t round_down(std::uint64_t value, std::uint64_t step) {
+    return value / step * step;
+}
 
 /// An amount as users write it: bytes, or a share of something known later.
 struct SizeSpec {

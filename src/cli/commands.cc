@@ -15,21 +15,27 @@ namespace {
 
 template <typename Options>
 void add_json(CLI::App& command, Options& options) {
-    command.add_flag_callback("--json", [&options] { options.output = Output::json; }, "Print JSON");
+    command.add_flag_callback(
+        "--json", [&options] { options.output = Output::json; }, "Print JSON");
 }
 
 void add_up(CLI::App& app, UpOptions& o, int& exit_status) {
     CLI::App* c = app.add_subcommand("up", "Bring a device up and use it as swap");
     c->add_option("NAME", o.name, "Name of the device")->capture_default_str();
-    c->add_option("--size", o.size, "Size, such as 6G, or 80% of the VRAM that is free")->capture_default_str();
+    c->add_option("--size", o.size, "Size, such as 6G, or 80% of the VRAM that is free")
+        ->capture_default_str();
     c->add_option("--gpu", o.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
     c->add_option("--frontend", o.frontend, "auto, ublk, nbd, loop")->capture_default_str();
     c->add_option("--priority", o.priority, "Swap priority, 0 to 32767")
         ->check(CLI::Range(0, kSwapPriorityMax))
         ->capture_default_str();
-    c->add_option("--threads", o.threads, "I/O threads; 0 = chosen")->check(CLI::Range(0, 64))->capture_default_str();
-    c->add_flag_callback("--no-swapon", [&o] { o.swapon = UpOptions::Swapon::no; }, "Only the block device");
-    c->add_flag_callback("--dry-run", [&o] { o.run = UpOptions::Run::dry; }, "Show what would be done");
+    c->add_option("--threads", o.threads, "I/O threads; 0 = chosen")
+        ->check(CLI::Range(0, 64))
+        ->capture_default_str();
+    c->add_flag_callback(
+        "--no-swapon", [&o] { o.swapon = UpOptions::Swapon::no; }, "Only the block device");
+    c->add_flag_callback(
+        "--dry-run", [&o] { o.run = UpOptions::Run::dry; }, "Show what would be done");
     c->callback([&] { exit_status = run_up(o); });
 }
 
@@ -56,13 +62,16 @@ void add_doctor(CLI::App& app, DoctorOptions& o, int& exit_status) {
 void add_bench(CLI::App& app, BenchOptions& o, int& exit_status) {
     CLI::App* c = app.add_subcommand("bench", "Measure the store beside the GPU's own ceiling");
     c->add_option("--gpu", o.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
-    c->add_option("--seconds", o.seconds, "For each measurement")->check(CLI::Range(0.05, 60.0))->capture_default_str();
+    c->add_option("--seconds", o.seconds, "For each measurement")
+        ->check(CLI::Range(0.05, 60.0))
+        ->capture_default_str();
     add_json(*c, o);
     c->callback([&] { exit_status = run_bench(o); });
 }
 
 void add_demo(CLI::App& app, DemoOptions& o, int& exit_status) {
-    CLI::App* c = app.add_subcommand("demo", "Swap real memory to the GPU and back, check every byte, clean up");
+    CLI::App* c =
+        app.add_subcommand("demo", "Swap real memory to the GPU and back, check every byte, clean up");
     c->add_option("--gpu", o.gpu, "auto (sim if there is no GPU), cuda:0, sim, ...")->capture_default_str();
     c->add_option("--frontend", o.frontend, "auto, ublk, nbd, loop")->capture_default_str();
     c->add_option("--size", o.size, "Of the device")->capture_default_str();
@@ -79,9 +88,12 @@ int report(const Error& error) {
     fmt::print(stderr, "vramswap: {}\n", without_hint.text());
     if (!error.hint.empty()) fmt::print(stderr, "  {}\n", error.hint);
     switch (error.code) {
-        case Errc::usage: return kExitUsage;
-        case Errc::unavailable: return kExitUnavailable;
-        default: return kExitFailed;
+        case Errc::usage:
+            return kExitUsage;
+        case Errc::unavailable:
+            return kExitUnavailable;
+        default:
+            return kExitFailed;
     }
 }
 
@@ -91,7 +103,8 @@ Result<void> require_root(const char* what) {
 }
 
 int run_command(int argc, char** argv) {
-    // A process at the other end of a pipe that died is an error to report, not a reason to die without cleaning up.
+    // A process at the other end of a pipe that died is an error to report, not a reason to die without
+    // cleaning up.
     ::signal(SIGPIPE, SIG_IGN);
     CLI::App app{"Idle GPU memory as a Linux swap device", "vramswap"};
     app.require_subcommand(1);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The commands of vramswap(8): what each one is asked for, and the function that does it. Each runs in a process of its
-// own, single-threaded, may block and allocate. They print to standard output, errors to standard error, and return the
-// exit status: 0 done, 1 failed, 2 wrong usage, 77 cannot run on this machine.
+// The commands of vramswap(8): what each one is asked for, and the function that does it. Each runs in a
+// process of its own, single-threaded, may block and allocate. They print to standard output, errors to
+// standard error, and return the exit status: 0 done, 1 failed, 2 wrong usage, 77 cannot run on this machine.
 #pragma once
 
 #include <string>

@@ -36,8 +36,8 @@ struct DemoResult {
     double swap_out_gbps = 0, swap_in_gbps = 0;
     double p50_us = 0, p90_us = 0, p99_us = 0;
     std::uint64_t faults = 0;
-    /// All bytes right, the reads were real ones, and this device had its part in them (another area of the same priority
-    /// takes its turn).
+    /// All bytes right, the reads were real ones, and this device had its part in them (another area of the
+    /// same priority takes its turn).
     [[nodiscard]] bool ok() const { return pages_wrong == 0 && pswpin >= pages / 2 && device_pages_read > 0; }
 };
 
@@ -82,7 +82,8 @@ class Demo {
         auto filled = counters();
         if (!filled) return std::move(filled).error();
         child_->go_on();
-        if (auto r = watch("reading and checking", child_->progress().pages_read, child_->progress().read_ns); !r)
+        if (auto r = watch("reading and checking", child_->progress().pages_read, child_->progress().read_ns);
+            !r)
             return std::move(r).error();
         if (auto r = child_->wait(); !r) return std::move(r).error();
         auto after = counters();
@@ -97,14 +98,17 @@ class Demo {
         auto data = parse_size(options_.data, "--data");
         if (!data) return std::move(data).error();
         if (data->kind != SizeSpec::Kind::bytes || data->amount < mib(16).n)
-            return Error{Errc::usage, 0, fmt::format("--data {} is not an amount of 16M or more", options_.data)};
+            return Error{Errc::usage, 0,
+                         fmt::format("--data {} is not an amount of 16M or more", options_.data)};
         data_ = {round_down(data->amount, kPageBytes)};
-        auto plan = plan_device({fmt::format("demo-{}", ::getpid()), options_.size, options_.gpu, options_.frontend, 0},
-                                AllowSim::as_fallback);
+        auto plan = plan_device(
+            {fmt::format("demo-{}", ::getpid()), options_.size, options_.gpu, options_.frontend, 0},
+            AllowSim::as_fallback);
         if (!plan) return std::move(plan).error();
         if (data_ + mib(64) > plan->config.size)
-            return Error{Errc::usage, 0, fmt::format("{} of data do not fit a device of {}", format_size(data_),
-                                                     format_size(plan->config.size))};
+            return Error{Errc::usage, 0,
+                         fmt::format("{} of data do not fit a device of {}", format_size(data_),
+                                     format_size(plan->config.size))};
         result_.plan = std::move(*plan);
         if (auto r = interrupts_.check(); !r) return r;
         auto running = launch_device(result_.plan.config);
@@ -139,10 +143,12 @@ class Demo {
         constexpr int kLookMs = 20;
         Progress bar(label);
         while (duration.load(std::memory_order_acquire) == 0) {
-            std::array<pollfd, 2> events{pollfd{interrupts_.fd(), POLLIN, 0}, pollfd{child_->pidfd(), POLLIN, 0}};
+            std::array<pollfd, 2> events{pollfd{interrupts_.fd(), POLLIN, 0},
+                                         pollfd{child_->pidfd(), POLLIN, 0}};
             ::poll(events.data(), events.size(), kLookMs);
             if (auto r = interrupts_.check(); !r) return r;
-            if (events[1].revents != 0 && duration.load(std::memory_order_acquire) == 0) return child_->wait();
+            if (events[1].revents != 0 && duration.load(std::memory_order_acquire) == 0)
+                return child_->wait();
             bar.show(static_cast<double>(done.load()) / static_cast<double>(child_->pages()));
         }
         return {};
@@ -177,7 +183,8 @@ class Demo {
         r.p99_us = percentile(0.99);
     }
 
-    /// Takes down whatever was brought up so far, in reverse; goes on after an error. Repeating it is harmless.
+    /// Takes down whatever was brought up so far, in reverse; goes on after an error. Repeating it is
+    /// harmless.
     Result<void> clean_up() {
         Result<void> first;
         const auto note = [&first](Result<void> r) {
@@ -226,8 +233,8 @@ void print_json(const DemoResult& r) {
 
 void print_table(const DemoResult& r) {
     const Bytes data{r.pages * kPageBytes};
-    fmt::print("\n{} of memory, {} of RAM allowed, the rest on {} ({})\n", format_size(data), format_size(r.limit),
-               r.plan.gpu.name, r.plan.config.frontend);
+    fmt::print("\n{} of memory, {} of RAM allowed, the rest on {} ({})\n", format_size(data),
+               format_size(r.limit), r.plan.gpu.name, r.plan.config.frontend);
     if (r.plan.gpu.backend == "sim")
         fmt::print("This GPU is simulated in RAM: the way is real, the figures are not a GPU's.\n");
     fmt::print("\n  {:<22} {:>12} {:>12}\n", "", "out", "in");
@@ -235,8 +242,10 @@ void print_table(const DemoResult& r) {
     fmt::print("  {:<22} {:>12} {:>12}\n", "device (pages)", r.device_pages_written, r.device_pages_read);
     fmt::print("  {:<22} {:>12.2f} {:>12.2f}\n", "GB/s", r.swap_out_gbps, r.swap_in_gbps);
     fmt::print("\n  {:<22} {:>12} {:>12} {:>12}\n", "page fault", "p50", "p90", "p99");
-    fmt::print("  {:<22} {:>9.1f} us {:>9.1f} us {:>9.1f} us   ({} faults)\n", "", r.p50_us, r.p90_us, r.p99_us, r.faults);
-    fmt::print("\n  VRAM taken {}, RAM spent on it {}\n", format_size(r.vram_peak), format_size(r.ram_device));
+    fmt::print("  {:<22} {:>9.1f} us {:>9.1f} us {:>9.1f} us   ({} faults)\n", "", r.p50_us, r.p90_us,
+               r.p99_us, r.faults);
+    fmt::print("\n  VRAM taken {}, RAM spent on it {}\n", format_size(r.vram_peak),
+               format_size(r.ram_device));
     fmt::print("  {} pages checked, {} wrong\n\n{}\n", r.pages, r.pages_wrong, r.ok() ? "ok" : "NOT OK");
 }
 

@@ -53,7 +53,8 @@ Result<std::unique_ptr<DemoChild>> DemoChild::start(Bytes data) {
     const std::size_t order_at = latencies_at + c->pages_ * sizeof(std::uint64_t);
     const std::size_t size = round_up(order_at + c->pages_ * sizeof(std::uint32_t), kPageBytes);
     // Touched here, in the parent: charged to the parent's control group, not to the child's small one.
-    void* shared = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    void* shared =
+        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (shared == MAP_FAILED) return sys_error("cannot get memory for the demo's figures");
     c->shared_ = {static_cast<std::byte*>(shared), size};
     c->progress_ = new (shared) DemoProgress;
@@ -145,7 +146,8 @@ Result<void> DemoChild::wait() {
                      fmt::format("the demo's process was killed by signal {} ({})", WTERMSIG(status),
                                  ::strsignal(WTERMSIG(status))),
                      WTERMSIG(status) == SIGBUS ? "A page could not be read back from the device" : ""};
-    return Error{Errc::failed, 0, fmt::format("the demo's process ended with status {}", WEXITSTATUS(status))};
+    return Error{Errc::failed, 0,
+                 fmt::format("the demo's process ended with status {}", WEXITSTATUS(status))};
 }
 
 std::span<const std::uint64_t> DemoChild::latencies_ns() const {

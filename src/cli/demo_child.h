@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The memory-hungry process of `vramswap demo`: fills memory with pages that cannot be compressed, each unlike any other,
-// reads them back in random order and checks every byte. It talks to its parent through shared memory.
+// The memory-hungry process of `vramswap demo`: fills memory with pages that cannot be compressed, each
+// unlike any other, reads them back in random order and checks every byte. It talks to its parent through
+// shared memory.
 #pragma once
 
 #include <sys/types.h>
@@ -41,9 +42,11 @@ class DemoChild {
     [[nodiscard]] std::uint64_t pages() const { return pages_; }
     /// Lets it begin. Call once it is in its control group.
     void go();
-    /// Lets it begin reading after the fill is done (it pauses there, so that the parent can look at counters).
+    /// Lets it begin reading after the fill is done (it pauses there, so that the parent can look at
+    /// counters).
     void go_on() { go(); }
-    /// Blocks until it has ended. Errors: failed, if it was killed (by the OOM killer, or by SIGBUS after a read error).
+    /// Blocks until it has ended. Errors: failed, if it was killed (by the OOM killer, or by SIGBUS after a
+    /// read error).
     Result<void> wait();
     /// Latency of each major fault in nanoseconds, in the order they happened. REQUIRES: it has ended.
     [[nodiscard]] std::span<const std::uint64_t> latencies_ns() const;

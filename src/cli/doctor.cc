@@ -44,12 +44,14 @@ class Examination {
     void privileges() {
         if (!is_root())
             return add(Severity::problem, "root",
-                       "not running as root: devices cannot be made, and some findings are missing", "Run it with sudo");
+                       "not running as root: devices cannot be made, and some findings are missing",
+                       "Run it with sudo");
         add(Severity::ok, "root", "running as root");
         const auto capabilities = read_capabilities();
         if (capabilities && (*capabilities & (std::uint64_t{1} << kCapSysResource)) == 0)
             add(Severity::problem, "capabilities",
-                "CAP_SYS_RESOURCE is missing: the worker cannot be marked as an I/O flusher nor exempted from the OOM "
+                "CAP_SYS_RESOURCE is missing: the worker cannot be marked as an I/O flusher nor exempted "
+                "from the OOM "
                 "killer, and may deadlock under memory pressure",
                 "Give the container or service that capability");
     }
@@ -57,10 +59,12 @@ class Examination {
     void kernel() {
         const auto release = read_kernel_release();
         const auto version = read_kernel_version();
-        if (!release || !version) return add(Severity::problem, "kernel", "the kernel's version cannot be read");
+        if (!release || !version)
+            return add(Severity::problem, "kernel", "the kernel's version cannot be read");
         constexpr KernelVersion kOldest{5, 8, 0};  // LOOP_CONFIGURE; IO_FLUSHER is from 5.6
         if (*version < kOldest)
-            add(Severity::problem, "kernel", fmt::format("Linux {} is older than 5.8", *release), "Install a newer kernel");
+            add(Severity::problem, "kernel", fmt::format("Linux {} is older than 5.8", *release),
+                "Install a newer kernel");
         else
             add(Severity::ok, "kernel", fmt::format("Linux {}", *release));
     }
@@ -70,7 +74,8 @@ class Examination {
         if (!probe) return add(Severity::problem, "GPU", probe.error().text());
         bool usable = false;
         for (const auto& backend : probe->backends)
-            if (!backend.problem.empty()) add(Severity::note, "GPU", fmt::format("{}: {}", backend.name, backend.problem));
+            if (!backend.problem.empty())
+                add(Severity::note, "GPU", fmt::format("{}: {}", backend.name, backend.problem));
         for (const auto& gpu : probe->gpus) {
             if (gpu.backend == "sim") continue;
             usable = usable || gpu.refusal.empty();
@@ -81,7 +86,8 @@ class Examination {
                 "Install the driver of an NVIDIA GPU; `--gpu sim` simulates one in RAM, for trying out");
         for (const auto& frontend : probe->frontends)
             add(frontend.problem.empty() ? Severity::ok : Severity::problem, "frontend",
-                frontend.problem.empty() ? fmt::format("{} can be used", frontend.name) : frontend.name, frontend.problem);
+                frontend.problem.empty() ? fmt::format("{} can be used", frontend.name) : frontend.name,
+                frontend.problem);
     }
 
     static std::string gpu_text(const ProbedGpu& gpu) {
@@ -95,8 +101,9 @@ class Examination {
         if (!areas) return add(Severity::problem, "swap", areas.error().text());
         if (areas->empty()) add(Severity::note, "swap", "no other swap area is in use");
         for (const auto& area : *areas) {
-            add(Severity::ok, "swap", fmt::format("{}: {} of {} used, priority {}", area.path, format_size(area.used),
-                                                  format_size(area.size), area.priority));
+            add(Severity::ok, "swap",
+                fmt::format("{}: {} of {} used, priority {}", area.path, format_size(area.used),
+                            format_size(area.size), area.priority));
             if (area.priority == kSwapPriorityMax)
                 add(Severity::note, "swap", fmt::format("{} has the highest priority there is", area.path),
                     "Areas of equal priority are used in turn: give one of them a lower one");
@@ -108,11 +115,13 @@ class Examination {
 
     void swap_settings() {
         if (const auto zswap = read_zswap(); zswap && *zswap == KernelSwitch::on)
-            add(Severity::note, "zswap", "zswap is on: it keeps compressed pages in RAM before any swap device sees them",
+            add(Severity::note, "zswap",
+                "zswap is on: it keeps compressed pages in RAM before any swap device sees them",
                 "echo N > /sys/module/zswap/parameters/enabled, if VRAM is to be filled first");
         if (const auto cluster = read_sysctl_int("vm.page-cluster"); cluster && *cluster > 0)
             add(Severity::note, "page-cluster",
-                fmt::format("vm.page-cluster is {}: each swap-in reads up to {} pages", *cluster, 1 << *cluster),
+                fmt::format("vm.page-cluster is {}: each swap-in reads up to {} pages", *cluster,
+                            1 << *cluster),
                 "sysctl vm.page-cluster=0 gives the lowest latency for one fault");
         if (const auto swappiness = read_sysctl_int("vm.swappiness"); swappiness && *swappiness == 0)
             add(Severity::problem, "swappiness", "vm.swappiness is 0: the kernel swaps only in distress",
@@ -124,16 +133,19 @@ class Examination {
     void limits() {
         rlimit lock{};
         if (::getrlimit(RLIMIT_MEMLOCK, &lock) == 0 && lock.rlim_max != RLIM_INFINITY && !is_root())
-            add(Severity::note, "limits", fmt::format("locked memory is limited to {}", format_size({lock.rlim_max})));
+            add(Severity::note, "limits",
+                fmt::format("locked memory is limited to {}", format_size({lock.rlim_max})));
         const auto hierarchy = find_memory_hierarchy();
         if (hierarchy)
-            add(Severity::ok, "cgroup", fmt::format("memory controller: cgroup {}",
-                                                    hierarchy->version == CgroupVersion::v2 ? "v2" : "v1"));
+            add(Severity::ok, "cgroup",
+                fmt::format("memory controller: cgroup {}",
+                            hierarchy->version == CgroupVersion::v2 ? "v2" : "v1"));
         else
             add(Severity::note, "cgroup", hierarchy.error().text(), "Only `vramswap demo` needs it");
         if (const auto memory = read_meminfo(); memory)
-            add(Severity::ok, "RAM", fmt::format("{} available of {}", format_size(memory->available),
-                                                 format_size(memory->total)));
+            add(Severity::ok, "RAM",
+                fmt::format("{} available of {}", format_size(memory->available),
+                            format_size(memory->total)));
     }
 
     std::vector<Finding> findings_;

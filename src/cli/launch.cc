@@ -32,26 +32,29 @@ Result<Bytes> size_for(const std::string& text, const ProbedGpu& gpu) {
     if (!spec) return std::move(spec).error();
     const Bytes size{round_down(spec->of(gpu.free).n, kChunkBytes)};
     if (size > gpu.total)
-        return Error{Errc::usage, 0,
-                     fmt::format("--size {} is more than GPU {} has ({})", text, gpu.selector, format_size(gpu.total)),
-                     "Without a spill a device cannot be larger than the GPU's memory"};
+        return Error{
+            Errc::usage, 0,
+            fmt::format("--size {} is more than GPU {} has ({})", text, gpu.selector, format_size(gpu.total)),
+            "Without a spill a device cannot be larger than the GPU's memory"};
     if (size > gpu.free)
         return Error{Errc::no_memory, 0,
-                     fmt::format("--size {} is more than is free on GPU {} now ({} of {})", text, gpu.selector,
-                                 format_size(gpu.free), format_size(gpu.total)),
+                     fmt::format("--size {} is more than is free on GPU {} now ({} of {})", text,
+                                 gpu.selector, format_size(gpu.free), format_size(gpu.total)),
                      "Choose a smaller size, or end what uses the GPU"};
     constexpr Bytes kSizeMin = mib(16);
     if (size < kSizeMin)
-        return Error{Errc::usage, 0, fmt::format("--size {} gives {}, less than the {} that make sense", text,
-                                                 format_size(size), format_size(kSizeMin))};
+        return Error{Errc::usage, 0,
+                     fmt::format("--size {} gives {}, less than the {} that make sense", text,
+                                 format_size(size), format_size(kSizeMin))};
     return size;
 }
 
 }  // namespace
 
 Result<Probe> probe_machine(const std::string& gpu, AllowSim sim, const std::string& frontend) {
-    auto text = run_self({"internal-probe", gpu, sim == AllowSim::as_fallback ? "sim-allowed" : "sim-never", frontend},
-                         kProbeTimeoutMs);
+    auto text = run_self(
+        {"internal-probe", gpu, sim == AllowSim::as_fallback ? "sim-allowed" : "sim-never", frontend},
+        kProbeTimeoutMs);
     if (!text) return std::move(text).error().in("cannot look for GPUs");
     return parse_probe(*text);
 }
@@ -99,7 +102,8 @@ Result<RunningDevice> launch_device(const DeviceConfig& config) {
     if (text && !text->empty() && !is_error_json(*text)) return RunningDevice{config.name, *text, *guardian};
     ::waitpid(*guardian, nullptr, 0);
     if (!text || text->empty())
-        return Error{Errc::failed, 0, fmt::format("device {} did not come up: its guardian died", config.name)};
+        return Error{Errc::failed, 0,
+                     fmt::format("device {} did not come up: its guardian died", config.name)};
     return parse_error(*text, "the worker failed");
 }
 
@@ -110,7 +114,8 @@ Result<void> start_swapping(const RunningDevice& running, int priority) {
     auto uuid = make_uuid();
     if (!uuid) return std::move(uuid).error();
     const std::string label = running.name.substr(0, kSwapLabelChars);
-    if (auto written = write_swap_header(fd.get(), {static_cast<std::uint64_t>(size)}, label, *uuid); !written)
+    if (auto written = write_swap_header(fd.get(), {static_cast<std::uint64_t>(size)}, label, *uuid);
+        !written)
         return std::move(written).error().in(running.device);
     return swap_on(running.device, {priority, SwapDiscard::both});
 }
@@ -123,11 +128,12 @@ Result<void> stop_swapping(const std::string& device) {
     const SwapoffCheck check = check_swapoff(*memory, *areas, device);
     if (check.verdict == SwapoffVerdict::not_in_use) return {};
     if (check.verdict == SwapoffVerdict::too_little)
-        return Error{Errc::no_memory, 0,
-                     fmt::format("{} holds {} in swap, and RAM and other swap have room for {}: {} is missing", device,
-                                 format_size(check.needed), format_size(check.ram_room + check.swap_room),
-                                 format_size(check.missing)),
-                     "End some programs or add other swap, then try again. Nothing was changed"};
+        return Error{
+            Errc::no_memory, 0,
+            fmt::format("{} holds {} in swap, and RAM and other swap have room for {}: {} is missing", device,
+                        format_size(check.needed), format_size(check.ram_room + check.swap_room),
+                        format_size(check.missing)),
+            "End some programs or add other swap, then try again. Nothing was changed"};
     return swap_off(device);
 }
 
@@ -159,7 +165,8 @@ Result<DeviceStatus> device_status(const std::string& name) {
     auto status = text ? parse_device_status(*text) : Result<DeviceStatus>(Error{});
     if (!status) {
         if (!held)
-            return Error{Errc::not_found, 0, fmt::format("no device '{}'", name), "`vramswap status` lists what there is"};
+            return Error{Errc::not_found, 0, fmt::format("no device '{}'", name),
+                         "`vramswap status` lists what there is"};
         status = DeviceStatus{};
         status->name = name;
         status->state = "starting";

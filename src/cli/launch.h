@@ -15,24 +15,24 @@ namespace vramswap {
 
 enum class AllowSim : std::uint8_t { only_by_name, as_fallback };
 
-/// Asks a process of its own what GPUs and frontends there are, and which fit the wishes. Errors: failed; that nothing
-/// fits is told in the Probe.
+/// Asks a process of its own what GPUs and frontends there are, and which fit the wishes. Errors: failed;
+/// that nothing fits is told in the Probe.
 Result<Probe> probe_machine(const std::string& gpu, AllowSim sim, const std::string& frontend);
 
 struct DeviceWish {
     std::string name, size, gpu, frontend;
     std::uint32_t threads = 0;
 };
-/// The plan for a wish. Errors: usage (bad name or size, larger than the GPU), unavailable, no_memory (larger than what is
-/// free now).
+/// The plan for a wish. Errors: usage (bad name or size, larger than the GPU), unavailable, no_memory (larger
+/// than what is free now).
 struct DevicePlan {
     DeviceConfig config;
     ProbedGpu gpu;
 };
 Result<DevicePlan> plan_device(const DeviceWish& wish, AllowSim sim);
 
-/// Starts guardian and worker and waits until the block device exists. Errors: exists, and whatever the worker met; then
-/// nothing stays behind.
+/// Starts guardian and worker and waits until the block device exists. Errors: exists, and whatever the
+/// worker met; then nothing stays behind.
 struct RunningDevice {
     std::string name;
     std::string device;  ///< "/dev/loop0"
@@ -43,14 +43,17 @@ Result<RunningDevice> launch_device(const DeviceConfig& config);
 /// Writes the swap header and calls swapon(2). On failure the device stays up.
 Result<void> start_swapping(const RunningDevice& running, int priority);
 
-/// Refuses if RAM cannot take the pages back, saying how much is missing; then swapoff(2) in this process, which may take
-/// minutes. Nothing to do if `device` is no swap area. Errors: no_memory, failed; the area stays in use then.
+/// Refuses if RAM cannot take the pages back, saying how much is missing; then swapoff(2) in this process,
+/// which may take minutes. Nothing to do if `device` is no swap area. Errors: no_memory, failed; the area
+/// stays in use then.
 Result<void> stop_swapping(const std::string& device);
 
-/// Ends worker and guardian of a device that is no swap area; also cleans up after dead ones. Errors: busy, failed.
+/// Ends worker and guardian of a device that is no swap area; also cleans up after dead ones. Errors: busy,
+/// failed.
 Result<void> remove_device(const std::string& name);
 
-/// As the worker tells it, or else the guardian's last word; the swap columns from /proc/swaps. Errors: not_found.
+/// As the worker tells it, or else the guardian's last word; the swap columns from /proc/swaps. Errors:
+/// not_found.
 Result<DeviceStatus> device_status(const std::string& name);
 
 }  // namespace vramswap

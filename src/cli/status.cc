@@ -38,7 +38,8 @@ const std::vector<StatusColumn>& all_columns() {
         {"FRONTEND", "how the kernel reaches it", Align::left, [](S s) { return s.frontend; }},
         {"DEVICE", "block device", Align::left, [](S s) { return s.device; }},
         {"GPU", "GPU", Align::left, [](S s) { return s.gpu; }},
-        {"READ", "read by the kernel", Align::right, [](S s) { return format_size({s.pages_read * kPageBytes}); }},
+        {"READ", "read by the kernel", Align::right,
+         [](S s) { return format_size({s.pages_read * kPageBytes}); }},
         {"WRITTEN", "written by the kernel", Align::right,
          [](S s) { return format_size({s.pages_written * kPageBytes}); }},
         {"ERRORS", "pages that could not be read, and writes refused", Align::right,
@@ -58,9 +59,11 @@ Result<std::vector<const StatusColumn*>> choose_columns(const std::string& wante
         std::string name = rest.substr(0, comma);
         rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
         std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::toupper(c); });
-        const auto it = std::ranges::find_if(all_columns(), [&name](const auto& c) { return name == c.title; });
+        const auto it =
+            std::ranges::find_if(all_columns(), [&name](const auto& c) { return name == c.title; });
         if (it == all_columns().end())
-            return Error{Errc::usage, 0, fmt::format("there is no column '{}'", name), "`-o help` lists them"};
+            return Error{Errc::usage, 0, fmt::format("there is no column '{}'", name),
+                         "`-o help` lists them"};
         chosen.push_back(&*it);
     }
     return chosen;

@@ -9,7 +9,8 @@
 
 namespace vramswap {
 
-std::string format_table(const std::vector<Column>& columns, const std::vector<std::vector<std::string>>& rows) {
+std::string format_table(const std::vector<Column>& columns,
+                         const std::vector<std::vector<std::string>>& rows) {
     std::vector<std::size_t> widths;
     for (const auto& c : columns) widths.push_back(c.title.size());
     for (const auto& row : rows)
@@ -26,7 +27,8 @@ std::string format_table(const std::vector<Column>& columns, const std::vector<s
         out += line + "\n";
     };
     add_line([&](std::size_t i) { return columns[i].title; });
-    for (const auto& row : rows) add_line([&](std::size_t i) { return i < row.size() ? row[i] : std::string{}; });
+    for (const auto& row : rows)
+        add_line([&](std::size_t i) { return i < row.size() ? row[i] : std::string{}; });
     return out;
 }
 

@@ -12,15 +12,15 @@ namespace {
 
 void print_plan(const DevicePlan& plan, const UpOptions& options) {
     fmt::print("device    {}, {}\n", plan.config.name, format_size(plan.config.size));
-    fmt::print("GPU       {} ({}), {} free of {}\n", plan.gpu.selector, plan.gpu.name, format_size(plan.gpu.free),
-               format_size(plan.gpu.total));
+    fmt::print("GPU       {} ({}), {} free of {}\n", plan.gpu.selector, plan.gpu.name,
+               format_size(plan.gpu.free), format_size(plan.gpu.total));
     fmt::print("frontend  {}\n", plan.config.frontend);
     if (options.swapon == UpOptions::Swapon::yes)
         fmt::print("swap      priority {}, discard\n", options.priority);
     else
         fmt::print("swap      no: only the block device\n");
-    fmt::print("RAM       {} for the stage, {} for tables, and the GPU driver's own\n", format_size(plan.config.stage),
-               format_size({plan.config.size.n / kPageBytes * 8}));
+    fmt::print("RAM       {} for the stage, {} for tables, and the GPU driver's own\n",
+               format_size(plan.config.stage), format_size({plan.config.size.n / kPageBytes * 8}));
 }
 
 }  // namespace
@@ -28,8 +28,8 @@ void print_plan(const DevicePlan& plan, const UpOptions& options) {
 int run_up(const UpOptions& options) {
     if (options.run == UpOptions::Run::real)
         if (auto root = require_root("`vramswap up`"); !root) return report(root.error());
-    const auto plan = plan_device({options.name, options.size, options.gpu, options.frontend, options.threads},
-                                  AllowSim::only_by_name);
+    const auto plan = plan_device(
+        {options.name, options.size, options.gpu, options.frontend, options.threads}, AllowSim::only_by_name);
     if (!plan) return report(plan.error());
     if (options.run == UpOptions::Run::dry) {
         print_plan(*plan, options);
@@ -43,9 +43,10 @@ int run_up(const UpOptions& options) {
             return report(swapping.error());
         }
     }
-    fmt::print("{} is up: {}, {} on {} ({}){}\n", running->name, running->device, format_size(plan->config.size),
-               plan->gpu.selector, plan->gpu.name,
-               options.swapon == UpOptions::Swapon::yes ? fmt::format(", swap priority {}", options.priority) : "");
+    fmt::print(
+        "{} is up: {}, {} on {} ({}){}\n", running->name, running->device, format_size(plan->config.size),
+        plan->gpu.selector, plan->gpu.name,
+        options.swapon == UpOptions::Swapon::yes ? fmt::format(", swap priority {}", options.priority) : "");
     return kExitDone;
 }
 

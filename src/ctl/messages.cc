@@ -21,7 +21,7 @@ auto guarded(std::string_view text, const char* what, Convert convert) -> Result
 
 /// Lists the fields of a message once; used to write and to read it.
 template <typename C, typename Visit>
-    requires std::is_same_v<std::remove_const_t<C>, DeviceConfig>
+requires std::is_same_v<std::remove_const_t<C>, DeviceConfig>
 void fields(C& c, Visit visit) {
     visit("name", c.name);
     visit("size_bytes", c.size);
@@ -33,7 +33,7 @@ void fields(C& c, Visit visit) {
 }
 
 template <typename S, typename Visit>
-    requires std::is_same_v<std::remove_const_t<S>, DeviceStatus>
+requires std::is_same_v<std::remove_const_t<S>, DeviceStatus>
 void fields(S& s, Visit visit) {
     visit("name", s.name);
     visit("state", s.state);
@@ -66,7 +66,7 @@ void fields(S& s, Visit visit) {
 }
 
 template <typename G, typename Visit>
-    requires std::is_same_v<std::remove_const_t<G>, ProbedGpu>
+requires std::is_same_v<std::remove_const_t<G>, ProbedGpu>
 void fields(G& g, Visit visit) {
     visit("selector", g.selector);
     visit("backend", g.backend);
@@ -82,7 +82,7 @@ void fields(G& g, Visit visit) {
 }
 
 template <typename P, typename Visit>
-    requires std::is_same_v<std::remove_const_t<P>, ProbedPart>
+requires std::is_same_v<std::remove_const_t<P>, ProbedPart>
 void fields(P& p, Visit visit) {
     visit("name", p.name);
     visit("problem", p.problem);
@@ -140,13 +140,17 @@ void read_error(const Json& j, Error& e) {
 
 }  // namespace
 
-std::string to_json(const DeviceConfig& config) { return object_of(config).dump(); }
+std::string to_json(const DeviceConfig& config) {
+    return object_of(config).dump();
+}
 
 Result<DeviceConfig> parse_device_config(std::string_view text) {
     return guarded(text, "the device configuration", read_object<DeviceConfig>);
 }
 
-std::string to_json(const DeviceStatus& status) { return object_of(status).dump(); }
+std::string to_json(const DeviceStatus& status) {
+    return object_of(status).dump();
+}
 
 Result<DeviceStatus> parse_device_status(std::string_view text) {
     return guarded(text, "a device's status", read_object<DeviceStatus>);
@@ -175,7 +179,9 @@ Result<Probe> parse_probe(std::string_view text) {
     });
 }
 
-std::string error_json(const Error& error) { return Json{{"error", error_object(error)}}.dump(); }
+std::string error_json(const Error& error) {
+    return Json{{"error", error_object(error)}}.dump();
+}
 
 Error parse_error(std::string_view text, std::string_view fallback) {
     Error error{Errc::failed, 0, std::string(fallback)};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What commands, guardian and worker tell each other, as JSON texts: the configuration of a device, its status, and the
-// answers of the control socket. Values and pure conversions; control threads only (they allocate).
+// What commands, guardian and worker tell each other, as JSON texts: the configuration of a device, its
+// status, and the answers of the control socket. Values and pure conversions; control threads only (they
+// allocate).
 #pragma once
 
 #include <sys/types.h>
@@ -31,11 +32,11 @@ struct DeviceConfig {
 /// A device as `status` shows it. `state` is the worker's, or "worker-dead" as the guardian tells it.
 struct DeviceStatus {
     std::string name;
-    std::string state;  ///< starting, serving, armed, draining, worker-dead, stale
+    std::string state;    ///< starting, serving, armed, draining, worker-dead, stale
     std::string problem;  ///< what is wrong, in a sentence; empty if nothing is
     std::string device;   ///< "/dev/loop3"; empty before it is up
     std::string frontend;
-    std::string gpu;       ///< selector
+    std::string gpu;  ///< selector
     std::string gpu_name;
     pid_t guardian_pid = 0;
     pid_t worker_pid = 0;
@@ -66,7 +67,7 @@ struct Probe {
     std::vector<ProbedPart> frontends;  ///< best first
     std::string selected_gpu;           ///< selector, if one was asked for and found
     std::string selected_frontend;
-    Error problem{};                    ///< why nothing was selected; message empty if it was
+    Error problem{};  ///< why nothing was selected; message empty if it was
 };
 [[nodiscard]] std::string to_json(const Probe& probe);
 [[nodiscard]] Result<Probe> parse_probe(std::string_view text);

@@ -24,12 +24,14 @@ Result<void> make_dir(const std::string& path) {
         return sys_error(fmt::format("cannot make the directory {}", path));
     struct stat info {};
     if (::lstat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != ::geteuid())
-        return Error{Errc::failed, 0, fmt::format("{} is not a directory of ours", path), "Remove it and try again"};
+        return Error{Errc::failed, 0, fmt::format("{} is not a directory of ours", path),
+                     "Remove it and try again"};
     return {};
 }
 
 void clear_dir(const DeviceDir& dir) {
-    for (const auto& file : {dir.socket(), dir.state(), dir.state() + ".new", dir.log()}) ::unlink(file.c_str());
+    for (const auto& file : {dir.socket(), dir.state(), dir.state() + ".new", dir.log()})
+        ::unlink(file.c_str());
 }
 
 UniqueFd open_lock(const DeviceDir& dir, int flags) {
@@ -52,7 +54,9 @@ Result<void> check_name(std::string_view name) {
                  "Use 1 to 32 letters, digits, '_' and '-', beginning with a letter or digit"};
 }
 
-DeviceDir device_dir(std::string_view name) { return {fmt::format("{}/{}", runtime_root(), name)}; }
+DeviceDir device_dir(std::string_view name) {
+    return {fmt::format("{}/{}", runtime_root(), name)};
+}
 
 Result<UniqueFd> claim(const DeviceDir& dir) {
     for (const auto& path : {runtime_root(), dir.path})
@@ -63,7 +67,8 @@ Result<UniqueFd> claim(const DeviceDir& dir) {
         if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
             if (errno == EWOULDBLOCK)
                 return Error{Errc::exists, 0,
-                             fmt::format("a device '{}' is up already", std::filesystem::path(dir.path).filename().string()),
+                             fmt::format("a device '{}' is up already",
+                                         std::filesystem::path(dir.path).filename().string()),
                              "See `vramswap status`, or give another name"};
             return sys_error(fmt::format("cannot lock {}", dir.lock()));
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// /run/vramswap/NAME: what belongs to a running device. `lock` is held (flock) by its guardian as long as it lives, so a
-// directory whose lock is free is stale, whatever else lies in it. Control threads and commands.
+// /run/vramswap/NAME: what belongs to a running device. `lock` is held (flock) by its guardian as long as it
+// lives, so a directory whose lock is free is stale, whatever else lies in it. Control threads and commands.
 #pragma once
 
 #include <string>
@@ -27,8 +27,8 @@ struct DeviceDir {
 };
 [[nodiscard]] DeviceDir device_dir(std::string_view name);
 
-/// Makes the directory and takes its lock; what a dead device left in it is removed. The lock lives as long as any copy
-/// of the descriptor. Errors: exists (a device of that name is up), usage, failed.
+/// Makes the directory and takes its lock; what a dead device left in it is removed. The lock lives as long
+/// as any copy of the descriptor. Errors: exists (a device of that name is up), usage, failed.
 Result<UniqueFd> claim(const DeviceDir& dir);
 
 /// True if a guardian holds the lock.

@@ -28,7 +28,9 @@ Result<sockaddr_un> address_of(const std::string& path) {
     return address;
 }
 
-UniqueFd make_socket() { return UniqueFd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)); }
+UniqueFd make_socket() {
+    return UniqueFd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+}
 
 const sockaddr* generic(const sockaddr_un& address) {
     return reinterpret_cast<const sockaddr*>(&address);  // the cast that socket(7) prescribes
@@ -40,7 +42,8 @@ bool readable_within(int fd, int timeout_ms) {
 }
 
 Result<std::string> receive(int fd, int timeout_ms) {
-    if (!readable_within(fd, timeout_ms)) return Error{Errc::failed, ETIMEDOUT, "no answer on the control socket"};
+    if (!readable_within(fd, timeout_ms))
+        return Error{Errc::failed, ETIMEDOUT, "no answer on the control socket"};
     std::string text(kControlMessageBytes, '\0');
     const ssize_t n = ::recv(fd, text.data(), text.size(), MSG_DONTWAIT);
     if (n < 0) return sys_error("cannot read from the control socket");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The control socket: AF_UNIX, SOCK_SEQPACKET, one JSON text a packet, request then answer. The server is the worker's
-// control thread, the client a command. Mode 0600; the peer's user id is checked on every connection.
+// The control socket: AF_UNIX, SOCK_SEQPACKET, one JSON text a packet, request then answer. The server is the
+// worker's control thread, the client a command. Mode 0600; the peer's user id is checked on every
+// connection.
 #pragma once
 
 #include <functional>
@@ -22,8 +23,8 @@ class ControlServer {
 
     /// Readable when a client waits.
     [[nodiscard]] int fd() const { return fd_.get(); }
-    /// Takes one client: reads its request (waits at most a second for it), answers what `handle` returns. A client that
-    /// is not root is refused. Never blocks longer, never throws.
+    /// Takes one client: reads its request (waits at most a second for it), answers what `handle` returns. A
+    /// client that is not root is refused. Never blocks longer, never throws.
     void serve_one(const std::function<std::string(std::string_view request)>& handle);
 
   private:
@@ -31,8 +32,8 @@ class ControlServer {
     UniqueFd fd_;
 };
 
-/// Sends a request and returns the answer. Errors: not_found (nobody listens), failed (no answer within timeout_ms), or
-/// the error that the server answered.
+/// Sends a request and returns the answer. Errors: not_found (nobody listens), failed (no answer within
+/// timeout_ms), or the error that the server answered.
 Result<std::string> control_call(const std::string& path, std::string_view request, int timeout_ms);
 
 }  // namespace vramswap

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The guardian: a small process without any GPU library that starts the worker, keeps the descriptors its state lives in,
-// notices its death and tells it. It listens on nothing and, once the worker is ready, allocates nothing.
+// The guardian: a small process without any GPU library that starts the worker, keeps the descriptors its
+// state lives in, notices its death and tells it. It listens on nothing and, once the worker is ready,
+// allocates nothing.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
@@ -29,7 +30,8 @@ constexpr int kLockFd = 3;
 constexpr int kReportFd = 4;
 constexpr int kConfigFd = 5;
 
-/// Descriptors by key, in a fixed table: state, stage, and a segment each for up to 1 TiB in segments of 128 MiB.
+/// Descriptors by key, in a fixed table: state, stage, and a segment each for up to 1 TiB in segments of 128
+/// MiB.
 class KeptFds {
   public:
     bool keep(std::string_view key, UniqueFd fd) {
@@ -81,7 +83,8 @@ class Guardian {
     Result<void> start_worker() {
         auto ends = make_link();
         if (!ends) return std::move(ends).error();
-        auto pid = spawn_self({{kWorkerRole, config_.name}, {ends->worker.get(), kConfigFd, kLockFd}, SpawnSession::same, -1});
+        auto pid = spawn_self(
+            {{kWorkerRole, config_.name}, {ends->worker.get(), kConfigFd, kLockFd}, SpawnSession::same, -1});
         if (!pid) return std::move(pid).error();
         link_ = std::move(ends->guardian);
         worker_ = *pid;
@@ -130,14 +133,17 @@ class Guardian {
         switch (m.kind) {
             case LinkMessage::Kind::keep:
                 return answer(kept_.keep(m.key_view(), std::move(received->fd)));
-            case LinkMessage::Kind::drop: return answer(kept_.drop(m.key_view()));
+            case LinkMessage::Kind::drop:
+                return answer(kept_.drop(m.key_view()));
             case LinkMessage::Kind::ready:
                 device_ = m.text_view();
                 write_state("serving", "");
                 return report(m.text_view());
-            case LinkMessage::Kind::failed: return report(m.text_view());
+            case LinkMessage::Kind::failed:
+                return report(m.text_view());
             case LinkMessage::Kind::done:
-            case LinkMessage::Kind::refused: break;
+            case LinkMessage::Kind::refused:
+                break;
         }
     }
 
@@ -160,19 +166,22 @@ class Guardian {
             finished_ = true;
             return;
         }
-        const std::string how = WIFSIGNALED(status)
-                                    ? fmt::format("was killed by signal {} ({})", WTERMSIG(status),
-                                                  ::strsignal(WTERMSIG(status)))
-                                    : fmt::format("ended with status {}", WEXITSTATUS(status));
+        const std::string how =
+            WIFSIGNALED(status)
+                ? fmt::format("was killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)))
+                : fmt::format("ended with status {}", WEXITSTATUS(status));
         if (device_.empty()) {  // never came up: `up` is waiting for a word
             exit_status_ = 1;
             finished_ = true;
-            report(error_json({Errc::failed, 0, fmt::format("the worker {}", how), "Look at the system log"}));
+            report(
+                error_json({Errc::failed, 0, fmt::format("the worker {}", how), "Look at the system log"}));
             return;
         }
         log_error("worker {} of device {} {}: its I/O fails from now on", dead, config_.name, how);
-        write_state("worker-dead", fmt::format("the worker {}; pages that were on the GPU cannot be read. Run `vramswap "
-                                               "down {}`", how, config_.name));
+        write_state("worker-dead",
+                    fmt::format("the worker {}; pages that were on the GPU cannot be read. Run `vramswap "
+                                "down {}`",
+                                how, config_.name));
     }
 
     /// One line to whoever waits in `up`; nobody may be there any more.
@@ -227,7 +236,8 @@ void redirect_output(const DeviceDir& dir) {
         ::dup2(null.get(), STDOUT_FILENO);
     }
     if (std::getenv("JOURNAL_STREAM") != nullptr) return;
-    const UniqueFd log(::open(dir.log().c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
+    const UniqueFd log(
+        ::open(dir.log().c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (log) ::dup2(log.get(), STDERR_FILENO);
 }
 

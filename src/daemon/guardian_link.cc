@@ -35,8 +35,12 @@ LinkMessage LinkMessage::make(Kind kind, std::string_view key, std::string_view 
     return m;
 }
 
-std::string_view LinkMessage::key_view() const { return view(key); }
-std::string_view LinkMessage::text_view() const { return view(text); }
+std::string_view LinkMessage::key_view() const {
+    return view(key);
+}
+std::string_view LinkMessage::text_view() const {
+    return view(text);
+}
 
 Result<LinkEnds> make_link() {
     int ends[2];
@@ -96,7 +100,8 @@ Result<void> GuardianLink::ask(const LinkMessage& message, int fd) {
     auto answer = receive_message(link_.get());
     if (!answer) return std::move(answer).error();
     if (answer->message.kind == LinkMessage::Kind::done) return {};
-    return Error{Errc::failed, 0, "the guardian cannot keep or drop '" + std::string(message.key_view()) + "'"};
+    return Error{Errc::failed, 0,
+                 "the guardian cannot keep or drop '" + std::string(message.key_view()) + "'"};
 }
 
 Result<void> GuardianLink::keep(std::string_view key, const UniqueFd& fd) {

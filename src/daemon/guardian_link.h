@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What worker and guardian say to each other over a socket pair: packets of one fixed struct, with a descriptor where one
-// is handed over. Fixed, so that the guardian allocates nothing. The worker's side is an FdKeeper. Control threads.
+// What worker and guardian say to each other over a socket pair: packets of one fixed struct, with a
+// descriptor where one is handed over. Fixed, so that the guardian allocates nothing. The worker's side is an
+// FdKeeper. Control threads.
 #pragma once
 
 #include <array>

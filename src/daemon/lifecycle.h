@@ -18,27 +18,39 @@ enum class WorkerState : std::uint8_t {
 
 [[nodiscard]] constexpr std::string_view to_string(WorkerState s) {
     switch (s) {
-        case WorkerState::configured: return "configured";
-        case WorkerState::locked: return "locked";
-        case WorkerState::serving: return "serving";
-        case WorkerState::armed: return "armed";
-        case WorkerState::draining: return "draining";
-        case WorkerState::stopped: return "stopped";
+        case WorkerState::configured:
+            return "configured";
+        case WorkerState::locked:
+            return "locked";
+        case WorkerState::serving:
+            return "serving";
+        case WorkerState::armed:
+            return "armed";
+        case WorkerState::draining:
+            return "draining";
+        case WorkerState::stopped:
+            return "stopped";
     }
     return "unknown";
 }
 
-/// Whether a worker may go from one state to another. serving and armed alternate with swapon and swapoff; draining goes
-/// back to serving when the device turns out to be in use.
+/// Whether a worker may go from one state to another. serving and armed alternate with swapon and swapoff;
+/// draining goes back to serving when the device turns out to be in use.
 [[nodiscard]] constexpr bool may_become(WorkerState from, WorkerState to) {
     using S = WorkerState;
     switch (from) {
-        case S::configured: return to == S::locked || to == S::stopped;
-        case S::locked: return to == S::serving || to == S::stopped;
-        case S::serving: return to == S::armed || to == S::draining;
-        case S::armed: return to == S::serving;
-        case S::draining: return to == S::serving || to == S::stopped;
-        case S::stopped: return false;
+        case S::configured:
+            return to == S::locked || to == S::stopped;
+        case S::locked:
+            return to == S::serving || to == S::stopped;
+        case S::serving:
+            return to == S::armed || to == S::draining;
+        case S::armed:
+            return to == S::serving;
+        case S::draining:
+            return to == S::serving || to == S::stopped;
+        case S::stopped:
+            return false;
     }
     return false;
 }

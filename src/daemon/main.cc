@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// vramswap: idle GPU memory as a Linux swap device. A command for people, or one of the roles of daemon/roles.h.
+// vramswap: idle GPU memory as a Linux swap device. A command for people, or one of the roles of
+// daemon/roles.h.
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,7 +14,9 @@ int main(int argc, char** argv) {
     log_configure(LogStyle::automatic, LogLevel::info, "vramswap");
     const std::vector<std::string> arguments(argv + 1, argv + argc);
     const std::string_view role = arguments.empty() ? std::string_view{} : std::string_view{arguments[0]};
-    const auto rest = [&arguments] { return std::vector<std::string>(arguments.begin() + 1, arguments.end()); };
+    const auto rest = [&arguments] {
+        return std::vector<std::string>(arguments.begin() + 1, arguments.end());
+    };
     if (role == kGuardianRole) return run_guardian();
     if (role == kWorkerRole) return run_worker();
     if (role == kProbeRole) return run_probe(rest());

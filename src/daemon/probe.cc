@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The probe: finds GPUs and frontends in a process of its own, so that commands load no GPU library and survive one that
-// crashes or hangs.
+// The probe: finds GPUs and frontends in a process of its own, so that commands load no GPU library and
+// survive one that crashes or hangs.
 #include <cstdio>
 
 #include "ctl/messages.h"
@@ -13,9 +13,12 @@ namespace {
 
 std::string_view kind_name(GpuKind kind) {
     switch (kind) {
-        case GpuKind::discrete: return "discrete";
-        case GpuKind::integrated: return "integrated";
-        case GpuKind::simulated: return "simulated";
+        case GpuKind::discrete:
+            return "discrete";
+        case GpuKind::integrated:
+            return "integrated";
+        case GpuKind::simulated:
+            return "simulated";
     }
     return "unknown";
 }

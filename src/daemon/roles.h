@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The roles that this program plays besides its commands: each is the main function of a process of its own, started by
-// sys/spawn.h with the descriptors named here. They return the exit status.
+// The roles that this program plays besides its commands: each is the main function of a process of its own,
+// started by sys/spawn.h with the descriptors named here. They return the exit status.
 #pragma once
 
 #include <string>
@@ -14,10 +14,11 @@ inline constexpr const char* kWorkerRole = "internal-worker";
 inline constexpr const char* kProbeRole = "internal-probe";
 inline constexpr const char* kBenchRole = "internal-bench";
 
-/// Descriptors: 3 the held lock of the runtime directory, 4 a pipe for one line about success or failure, 5 the
-/// configuration (JSON in a memfd).
+/// Descriptors: 3 the held lock of the runtime directory, 4 a pipe for one line about success or failure, 5
+/// the configuration (JSON in a memfd).
 int run_guardian();
-/// Descriptors: 3 the link to the guardian, 4 the configuration, 5 the lock, held as long as one of both lives.
+/// Descriptors: 3 the link to the guardian, 4 the configuration, 5 the lock, held as long as one of both
+/// lives.
 int run_worker();
 /// Prints a Probe as JSON. Arguments: GPU wanted, "sim-allowed" or "sim-never", frontend wanted.
 int run_probe(const std::vector<std::string>& arguments);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Measures the store and, in the same run, the GPU's bare copies beside it. Prints JSON. One I/O thread, as each queue of a
-// frontend has one; a second thread maintains the store.
+// Measures the store and, in the same run, the GPU's bare copies beside it. Prints JSON. One I/O thread, as
+// each queue of a frontend has one; a second thread maintains the store.
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -59,19 +59,24 @@ class NoiseBuffer {
 double cpu_seconds() {
     rusage u{};
     ::getrusage(RUSAGE_SELF, &u);
-    const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6; };
+    const auto seconds = [](const timeval& t) {
+        return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+    };
     return seconds(u.ru_utime) + seconds(u.ru_stime);
 }
 
 double percentile_us(const std::vector<std::uint32_t>& sorted, double share) {
     if (sorted.empty()) return 0;
-    return static_cast<double>(sorted[static_cast<std::size_t>(share * static_cast<double>(sorted.size() - 1))]) / 1000;
+    return static_cast<double>(
+               sorted[static_cast<std::size_t>(share * static_cast<double>(sorted.size() - 1))]) /
+           1000;
 }
 
 /// Submits and spins until it is complete. Errors: gpu trouble.
 Result<void> copy_now(TransferQueue& queue, const Copy& copy) {
     Ticket ticket = 0;
-    if (queue.submit({&copy, 1}, ticket) != IoStatus::pending) return Error{Errc::failed, 0, "the GPU refused a copy"};
+    if (queue.submit({&copy, 1}, ticket) != IoStatus::pending)
+        return Error{Errc::failed, 0, "the GPU refused a copy"};
     IoStatus status = IoStatus::pending;
     while (status == IoStatus::pending) status = queue.poll(ticket);
     if (status != IoStatus::ok) return Error{Errc::failed, 0, "a copy failed"};
@@ -96,7 +101,8 @@ Result<Ceiling> measure_ceiling(Backend& gpu) {
         std::vector<double> rates;
         for (int i = 0; i < 12; ++i) {
             const std::uint64_t begin = now_ns();
-            if (auto r = copy_now(**queue, {op, *segment, 0, host.data(), kBareCopyBytes}); !r) return std::move(r).error();
+            if (auto r = copy_now(**queue, {op, *segment, 0, host.data(), kBareCopyBytes}); !r)
+                return std::move(r).error();
             rates.push_back(static_cast<double>(kBareCopyBytes) / static_cast<double>(now_ns() - begin));
         }
         std::nth_element(rates.begin(), rates.begin() + 6, rates.end());
@@ -107,7 +113,9 @@ Result<Ceiling> measure_ceiling(Backend& gpu) {
     for (int i = 0; i < 20'000; ++i) {
         const std::uint64_t page = random() % (kBareCopyBytes / kPageBytes);
         const std::uint64_t begin = now_ns();
-        if (auto r = copy_now(**queue, {Copy::Op::from_gpu, *segment, page * kPageBytes, host.data(), kPageBytes}); !r)
+        if (auto r =
+                copy_now(**queue, {Copy::Op::from_gpu, *segment, page * kPageBytes, host.data(), kPageBytes});
+            !r)
             return std::move(r).error();
         latencies.push_back(static_cast<std::uint32_t>(now_ns() - begin));
     }
@@ -130,7 +138,8 @@ struct Job {
 /// Drives one queue of the store with one kind of request.
 class Load {
   public:
-    Load(TargetQueue& queue, std::span<std::byte> memory, Bytes span) : queue_(queue), memory_(memory), span_(span) {
+    Load(TargetQueue& queue, std::span<std::byte> memory, Bytes span)
+        : queue_(queue), memory_(memory), span_(span) {
         latencies_.reserve(kLatenciesMax);
     }
 

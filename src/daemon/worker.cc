@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The worker: opens the GPU, builds the store, serves the frontend. Its main thread is the control thread: it maintains the
-// store and answers the control socket. It never calls swapoff(2).
+// The worker: opens the GPU, builds the store, serves the frontend. Its main thread is the control thread: it
+// maintains the store and answers the control socket. It never calls swapoff(2).
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/signalfd.h>
@@ -36,7 +36,8 @@ class Worker {
     Worker(DeviceConfig config, GuardianLink& guardian)
         : config_(std::move(config)), dir_(device_dir(config_.name)), guardian_(guardian) {}
 
-    /// Everything until the device exists; the order is that of the armed rule. On failure nothing stays behind.
+    /// Everything until the device exists; the order is that of the armed rule. On failure nothing stays
+    /// behind.
     Result<void> start() {
         if (auto r = block_signals(); !r) return r;
         if (auto r = open_gpu_and_store(); !r) return r;
@@ -112,12 +113,14 @@ class Worker {
     void take_signal() {
         signalfd_siginfo info{};
         while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info))
-            if (auto stopped = stop(); !stopped) log_warning("signal {} ignored: {}", info.ssi_signo, stopped.error().text());
+            if (auto stopped = stop(); !stopped)
+                log_warning("signal {} ignored: {}", info.ssi_signo, stopped.error().text());
     }
 
     void guardian_is_gone() {
         guardian_gone_ = true;
-        log_error("the guardian of device {} is gone; the device goes on, but would not survive this process", config_.name);
+        log_error("the guardian of device {} is gone; the device goes on, but would not survive this process",
+                  config_.name);
     }
 
     /// serving or armed, as /proc/swaps tells: swapon and swapoff are other processes' doing.
@@ -185,7 +188,8 @@ class Worker {
 
     std::string problem(const StoreStats& s) const {
         if (s.gpu == Health::gpu_lost) return "the GPU is lost, and with it every page that was only there";
-        if (s.gpu == Health::context_lost) return "the GPU context is lost: this worker can no longer read from VRAM";
+        if (s.gpu == Health::context_lost)
+            return "the GPU context is lost: this worker can no longer read from VRAM";
         if (s.read_errors != 0) return fmt::format("{} pages could not be read", s.read_errors);
         if (s.writes_are_refused) return "copies to VRAM fail: writes are refused, pages stay in RAM";
         if (guardian_gone_) return "the guardian is gone";

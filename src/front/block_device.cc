@@ -13,7 +13,8 @@
 namespace vramswap {
 namespace {
 
-std::string queue_setting_path(std::string_view sys_dir, std::string_view kernel_name, std::string_view setting) {
+std::string queue_setting_path(std::string_view sys_dir, std::string_view kernel_name,
+                               std::string_view setting) {
     return fmt::format("{}/block/{}/queue/{}", sys_dir, kernel_name, setting);
 }
 
@@ -28,7 +29,9 @@ bool is_swap(std::string_view kernel_name) {
 
 }  // namespace
 
-std::string kernel_name_of(std::string_view path) { return std::string(path.substr(path.rfind('/') + 1)); }
+std::string kernel_name_of(std::string_view path) {
+    return std::string(path.substr(path.rfind('/') + 1));
+}
 
 std::string block_device_claimed_by(const std::string& path) {
     if (is_swap(kernel_name_of(path))) return "in use as swap";
@@ -38,11 +41,13 @@ std::string block_device_claimed_by(const std::string& path) {
 }
 
 Error block_device_busy(const std::string& path, std::string_view who) {
-    return Error{Errc::busy, 0, fmt::format("{} is {}", path, who),
-                 fmt::format("Run `swapoff {}` or unmount it; `fuser -v {}` shows who has it open", path, path)};
+    return Error{
+        Errc::busy, 0, fmt::format("{} is {}", path, who),
+        fmt::format("Run `swapoff {}` or unmount it; `fuser -v {}` shows who has it open", path, path)};
 }
 
-std::uint64_t read_queue_setting(std::string_view sys_dir, std::string_view kernel_name, std::string_view setting) {
+std::uint64_t read_queue_setting(std::string_view sys_dir, std::string_view kernel_name,
+                                 std::string_view setting) {
     std::uint64_t value = 0;
     std::ifstream(queue_setting_path(sys_dir, kernel_name, setting)) >> value;
     return value;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What frontends ask and tell the kernel about their block device: who uses it, and the settings of its queue.
-// Functions without state; control thread only, they open files and may block. Errors: failed.
+// What frontends ask and tell the kernel about their block device: who uses it, and the settings of its
+// queue. Functions without state; control thread only, they open files and may block. Errors: failed.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ namespace vramswap {
 /// "loop3" of "/dev/loop3".
 [[nodiscard]] std::string kernel_name_of(std::string_view path);
 
-/// Who holds the device at `path` exclusively ("in use as swap", "mounted or claimed by another user"); empty if
-/// nobody does. Who merely has it open is not noticed. Asks /proc/swaps, then the device itself.
+/// Who holds the device at `path` exclusively ("in use as swap", "mounted or claimed by another user"); empty
+/// if nobody does. Who merely has it open is not noticed. Asks /proc/swaps, then the device itself.
 [[nodiscard]] std::string block_device_claimed_by(const std::string& path);
 
 /// busy: "PATH is WHO", with how to find out more.
@@ -29,7 +29,8 @@ namespace vramswap {
 void write_queue_setting(std::string_view sys_dir, std::string_view kernel_name, std::string_view setting,
                          std::string_view value);
 
-/// A low descriptor number, kept for the descriptor of a device that is opened later: see LoopDevice and NbdDevice.
+/// A low descriptor number, kept for the descriptor of a device that is opened later: see LoopDevice and
+/// NbdDevice.
 Result<UniqueFd> reserve_fd_number();
 
 }  // namespace vramswap

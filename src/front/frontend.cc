@@ -10,7 +10,8 @@
 namespace vramswap {
 
 Result<std::string> Frontend::start(Target& target, const FrontendOptions& options) {
-    if (state_ != State::idle) return Error{Errc::exists, 0, fmt::format("frontend {} is already started", kind())};
+    if (state_ != State::idle)
+        return Error{Errc::exists, 0, fmt::format("frontend {} is already started", kind())};
     auto device = do_start(target, options);
     if (device) state_ = State::serving;
     return device;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A frontend presents a Target to the kernel as a block device. Control thread only; each frontend runs its own
-// I/O threads from start to stop. States: idle -> serving -> stopped; other orders are refused.
+// A frontend presents a Target to the kernel as a block device. Control thread only; each frontend runs its
+// own I/O threads from start to stop. States: idle -> serving -> stopped; other orders are refused.
 #pragma once
 
 #include <cstdint>
@@ -31,11 +31,12 @@ class Frontend {
     Frontend(const Frontend&) = delete;
     Frontend& operator=(const Frontend&) = delete;
 
-    /// Creates the block device and serves it; returns its path ("/dev/loop3"). On failure nothing stays behind.
-    /// The target must outlive stop(). Errors: unavailable (kernel or module missing, with the remedy), busy, failed.
+    /// Creates the block device and serves it; returns its path ("/dev/loop3"). On failure nothing stays
+    /// behind. The target must outlive stop(). Errors: unavailable (kernel or module missing, with the
+    /// remedy), busy, failed.
     Result<std::string> start(Target& target, const FrontendOptions& options);
-    /// Removes the device after every request has completed. REQUIRES: no longer swap, not mounted; else busy and
-    /// the device goes on serving. Idempotent after success.
+    /// Removes the device after every request has completed. REQUIRES: no longer swap, not mounted; else busy
+    /// and the device goes on serving. Idempotent after success.
     Result<void> stop();
     [[nodiscard]] std::string_view kind() const { return do_kind(); }
     [[nodiscard]] FrontendCounters counters() const { return do_counters(); }
@@ -61,8 +62,8 @@ struct FrontendReport {
 /// All frontends of this binary, best first.
 [[nodiscard]] std::vector<FrontendReport> survey_frontends();
 
-/// Makes the named one; "auto" takes the best that survey_frontends finds usable. Errors: usage (no such name),
-/// unavailable (its problem).
+/// Makes the named one; "auto" takes the best that survey_frontends finds usable. Errors: usage (no such
+/// name), unavailable (its problem).
 Result<std::unique_ptr<Frontend>> make_frontend(std::string_view kind);
 
 }  // namespace vramswap

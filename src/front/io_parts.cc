@@ -116,7 +116,8 @@ void touch_io_stack() {
     ::pthread_attr_destroy(&attributes);
     // mlock makes the pages present also where mlockall was told to wait for their first use (MCL_ONFAULT).
     if (::mlock(lowest, bytes) != 0)
-        log_event(LogLevel::warning, "cannot lock the stack of an I/O thread, errno", static_cast<std::uint64_t>(errno));
+        log_event(LogLevel::warning, "cannot lock the stack of an I/O thread, errno",
+                  static_cast<std::uint64_t>(errno));
 }
 
 }  // namespace vramswap

@@ -51,8 +51,8 @@ int spawn(pid_t& child, std::string program, std::string module) {
     std::string quiet = "-q";
     std::array<char*, 4> arguments{program.data(), quiet.data(), module.data(), nullptr};
     const SpawnSettings settings;
-    return ::posix_spawnp(&child, program.c_str(), settings.actions(), settings.attributes(), arguments.data(),
-                          environ);
+    return ::posix_spawnp(&child, program.c_str(), settings.actions(), settings.attributes(),
+                          arguments.data(), environ);
 }
 
 }  // namespace

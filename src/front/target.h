@@ -36,16 +36,17 @@ class TargetQueue {
     TargetQueue(const TargetQueue&) = delete;
     TargetQueue& operator=(const TargetQueue&) = delete;
 
-    /// Starts a request. Returns its final status if it is complete already (then poll never reports it), pending
-    /// if poll will complete it, or retry: nothing was done, ask again when event_fd is readable (the caller is
-    /// then registered for it) or after a completion of this queue. Checks range, alignment and size.
+    /// Starts a request. Returns its final status if it is complete already (then poll never reports it),
+    /// pending if poll will complete it, or retry: nothing was done, ask again when event_fd is readable (the
+    /// caller is then registered for it) or after a completion of this queue. Checks range, alignment and
+    /// size.
     IoStatus submit(BlockRequest& request);
 
     /// Completes what the GPU has finished: sets status and stores the requests in `done`. Returns how many.
     std::size_t poll(std::span<BlockRequest*> done);
 
-    /// The thread that will use the queue calls this once, before its first submit and before the device is in use:
-    /// vendor libraries set up what they keep per thread on its first call. May block and allocate.
+    /// The thread that will use the queue calls this once, before its first submit and before the device is
+    /// in use: vendor libraries set up what they keep per thread on its first call. May block and allocate.
     virtual void enter_thread() {}
 
     /// Requests that are pending. While it is not 0 the owner polls without sleeping.

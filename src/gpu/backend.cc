@@ -24,7 +24,8 @@ IoStatus TransferQueue::submit(std::span<const Copy> copies, Ticket& ticket) {
 }
 
 IoStatus TransferQueue::poll(Ticket ticket) {
-    if (ticket == 0 || ticket > last_submitted_ || last_submitted_ - ticket >= kDepth) return IoStatus::io_error;
+    if (ticket == 0 || ticket > last_submitted_ || last_submitted_ - ticket >= kDepth)
+        return IoStatus::io_error;
     while (last_completed_ < ticket) {
         const Ticket next = last_completed_ + 1;
         const IoStatus status = do_poll(next);
@@ -43,8 +44,9 @@ Error no_such_segment(SegmentId segment) {
 
 Result<SegmentId> Backend::allocate_segment(Bytes size) {
     if (size.n == 0 || size.n % caps_.granularity.n != 0)
-        return Error{Errc::usage, 0,
-                     fmt::format("segment size {} is not a positive multiple of {}", size.n, caps_.granularity.n)};
+        return Error{
+            Errc::usage, 0,
+            fmt::format("segment size {} is not a positive multiple of {}", size.n, caps_.granularity.n)};
     return do_allocate(size);
 }
 
@@ -64,21 +66,29 @@ Result<UniqueFd> Backend::export_segment(SegmentId segment) {
 Result<SegmentId> Backend::import_segment(const UniqueFd& fd, Bytes size) {
     if (!fd.valid()) return Error{Errc::usage, 0, "no descriptor to import a segment from"};
     if (size.n == 0 || size.n % caps_.granularity.n != 0)
-        return Error{Errc::usage, 0, fmt::format("segment size {} is not a multiple of the granularity", size.n)};
+        return Error{Errc::usage, 0,
+                     fmt::format("segment size {} is not a multiple of the granularity", size.n)};
     return do_import(fd.get(), size);
 }
 
 Result<void> Backend::register_host(std::span<std::byte> memory) {
     const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-    if (memory.empty() || reinterpret_cast<std::uintptr_t>(memory.data()) % page != 0 || memory.size() % page != 0)
+    if (memory.empty() || reinterpret_cast<std::uintptr_t>(memory.data()) % page != 0 ||
+        memory.size() % page != 0)
         return Error{Errc::usage, 0, "host memory to register is empty or not page-aligned"};
     return do_register(memory);
 }
 
-Result<void> Backend::unregister_host(std::span<std::byte> memory) { return do_unregister(memory); }
+Result<void> Backend::unregister_host(std::span<std::byte> memory) {
+    return do_unregister(memory);
+}
 
-Result<std::unique_ptr<TransferQueue>> Backend::make_queue() { return do_make_queue(); }
+Result<std::unique_ptr<TransferQueue>> Backend::make_queue() {
+    return do_make_queue();
+}
 
-Result<MemoryInfo> Backend::memory_info() { return do_memory_info(); }
+Result<MemoryInfo> Backend::memory_info() {
+    return do_memory_info();
+}
 
 }  // namespace vramswap

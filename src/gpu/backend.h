@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-// The GPU seam. A Driver finds GPUs and opens one as a Backend; a Backend owns segments (VRAM allocations) and
-// makes TransferQueues, which copy between host memory and segments. Public calls check state, range and
+// The GPU seam. A Driver finds GPUs and opens one as a Backend; a Backend owns segments (VRAM allocations)
+// and makes TransferQueues, which copy between host memory and segments. Public calls check state, range and
 // counts; the protected do_* may rely on that (non-virtual interface).
 //
-// Threads: Driver and Backend are called by control threads only (they make GPU driver calls that allocate and
-// block). A TransferQueue belongs to one thread at a time; submit and poll never allocate, never block and make
-// no ioctl once the queue has been warmed up by its maker.
+// Threads: Driver and Backend are called by control threads only (they make GPU driver calls that allocate
+// and block). A TransferQueue belongs to one thread at a time; submit and poll never allocate, never block
+// and make no ioctl once the queue has been warmed up by its maker.
 #pragma once
 
 #include <array>
@@ -29,17 +29,17 @@ enum class GpuKind : std::uint8_t { discrete, integrated, simulated };
 
 /// What is known of a GPU before it is opened.
 struct GpuInfo {
-    std::string backend;   ///< "cuda" or "sim"
-    int index = 0;         ///< number within the backend, as in "cuda:0"
-    std::string name;      ///< "NVIDIA H100 80GB HBM3"
-    std::string uuid;      ///< "GPU-…"
-    std::string pci;       ///< "0000:65:00.0"; empty for sim
+    std::string backend;  ///< "cuda" or "sim"
+    int index = 0;        ///< number within the backend, as in "cuda:0"
+    std::string name;     ///< "NVIDIA H100 80GB HBM3"
+    std::string uuid;     ///< "GPU-…"
+    std::string pci;      ///< "0000:65:00.0"; empty for sim
     Bytes total{};
     Bytes free{};
     bool display_attached = false;
     GpuKind kind = GpuKind::discrete;
-    std::string driver;    ///< "580.159.04, CUDA 13.0, compute capability 9.0"
-    std::string refusal;   ///< why it cannot be used here, with the remedy; empty if it can
+    std::string driver;   ///< "580.159.04, CUDA 13.0, compute capability 9.0"
+    std::string refusal;  ///< why it cannot be used here, with the remedy; empty if it can
     [[nodiscard]] std::string selector() const { return backend + ":" + std::to_string(index); }
 };
 
@@ -56,7 +56,7 @@ enum class Health : std::uint8_t {
 
 /// What an open Backend can do. Constant.
 struct Caps {
-    Bytes granularity{};           ///< segment sizes are multiples of it
+    Bytes granularity{};               ///< segment sizes are multiples of it
     bool exportable_segments = false;  ///< export_segment works: data can outlive this process
 };
 
@@ -79,17 +79,18 @@ struct Copy {
 /// Names one submission of a TransferQueue; tickets of a queue complete in order.
 using Ticket = std::uint64_t;
 
-/// An in-order stream of copies. Owner: whoever made it; must be destroyed before its Backend, with nothing in
-/// flight (the destructor waits).
+/// An in-order stream of copies. Owner: whoever made it; must be destroyed before its Backend, with nothing
+/// in flight (the destructor waits).
 class TransferQueue {
   public:
     virtual ~TransferQueue() = default;
     TransferQueue(const TransferQueue&) = delete;
     TransferQueue& operator=(const TransferQueue&) = delete;
 
-    /// Starts all copies (an empty list is fine: it completes when everything before has); they run in any order among themselves, after everything submitted before. Returns
-    /// pending with `ticket` set; retry if kDepth submissions are in flight; out_of_range for a copy beyond its
-    /// segment; io_error if the GPU refuses (then none, some or all may have run: the target of each is unknown).
+    /// Starts all copies (an empty list is fine: it completes when everything before has); they run in any
+    /// order among themselves, after everything submitted before. Returns pending with `ticket` set; retry if
+    /// kDepth submissions are in flight; out_of_range for a copy beyond its segment; io_error if the GPU
+    /// refuses (then none, some or all may have run: the target of each is unknown).
     IoStatus submit(std::span<const Copy> copies, Ticket& ticket);
 
     /// pending until the submission is complete, then ok or io_error (targets unknown). Never blocks.
@@ -123,8 +124,8 @@ class Backend {
     [[nodiscard]] const GpuInfo& info() const { return info_; }
     [[nodiscard]] const Caps& caps() const { return caps_; }
 
-    /// Takes VRAM. `size` a positive multiple of the granularity. Content undefined. Errors: no_memory if the GPU
-    /// is full, gpu_lost, usage for a bad size.
+    /// Takes VRAM. `size` a positive multiple of the granularity. Content undefined. Errors: no_memory if the
+    /// GPU is full, gpu_lost, usage for a bad size.
     Result<SegmentId> allocate_segment(Bytes size);
     /// Gives VRAM back; memory stays allocated as long as an exported descriptor lives. REQUIRES: no copy in
     /// flight touches the segment.
@@ -174,8 +175,8 @@ class Backend {
 class Driver {
   public:
     virtual ~Driver() = default;
-    /// All GPUs, the unusable ones with their refusal. Error `unavailable`: the interface is not on this machine
-    /// (the message says what is missing and how to get it).
+    /// All GPUs, the unusable ones with their refusal. Error `unavailable`: the interface is not on this
+    /// machine (the message says what is missing and how to get it).
     virtual Result<std::vector<GpuInfo>> enumerate() = 0;
     /// Opens one. Errors: not_found, unavailable (its refusal), busy, no_memory.
     virtual Result<std::unique_ptr<Backend>> open(const GpuInfo& gpu) = 0;

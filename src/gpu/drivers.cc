@@ -14,7 +14,8 @@ namespace {
 
 std::string lower(std::string_view text) {
     std::string out(text);
-    std::ranges::transform(out, out.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::ranges::transform(out, out.begin(),
+                           [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     return out;
 }
 
@@ -29,7 +30,8 @@ bool names(const GpuInfo& gpu, std::string_view wanted) {
 std::string inventory(const std::vector<BackendReport>& reports) {
     std::string out;
     for (const auto& report : reports) {
-        if (!report.problem.empty()) out += fmt::format("{}{}: {}", out.empty() ? "" : "; ", report.backend, report.problem);
+        if (!report.problem.empty())
+            out += fmt::format("{}{}: {}", out.empty() ? "" : "; ", report.backend, report.problem);
         for (const auto& gpu : report.gpus)
             out += fmt::format("{}{} ({}){}", out.empty() ? "" : "; ", gpu.selector(), gpu.name,
                                gpu.refusal.empty() ? "" : ": " + gpu.refusal);
@@ -59,7 +61,8 @@ std::vector<BackendReport> survey(std::vector<DriverEntry>& drivers) {
     return reports;
 }
 
-Result<GpuInfo> select_gpu(const std::vector<BackendReport>& reports, std::string_view wanted, SimFallback sim) {
+Result<GpuInfo> select_gpu(const std::vector<BackendReport>& reports, std::string_view wanted,
+                           SimFallback sim) {
     const bool automatic = wanted == "auto" || wanted.empty();
     const GpuInfo* best = nullptr;
     const GpuInfo* refused = nullptr;
@@ -74,11 +77,13 @@ Result<GpuInfo> select_gpu(const std::vector<BackendReport>& reports, std::strin
     if (best != nullptr) return *best;
     if (automatic && sim == SimFallback::allowed) return select_gpu(reports, "sim", SimFallback::never);
     if (refused != nullptr && !automatic)
-        return Error{Errc::unavailable, 0, fmt::format("GPU {} ({}) cannot be used: {}", refused->selector(),
-                                                       refused->name, refused->refusal)};
+        return Error{Errc::unavailable, 0,
+                     fmt::format("GPU {} ({}) cannot be used: {}", refused->selector(), refused->name,
+                                 refused->refusal)};
     for (const auto& report : reports)
         if (!report.problem.empty() && (wanted == report.backend || wanted.starts_with(report.backend + ":")))
-            return Error{Errc::unavailable, 0, fmt::format("GPU '{}' cannot be used: {}", wanted, report.problem)};
+            return Error{Errc::unavailable, 0,
+                         fmt::format("GPU '{}' cannot be used: {}", wanted, report.problem)};
     const std::string hint = "Found: " + inventory(reports);
     if (automatic)
         return Error{Errc::unavailable, 0, "no usable GPU on this machine",

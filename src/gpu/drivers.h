@@ -28,11 +28,12 @@ struct BackendReport {
 };
 [[nodiscard]] std::vector<BackendReport> survey(std::vector<DriverEntry>& drivers);
 
-/// Chooses by "auto", "sim", "cuda", "cuda:0", a UUID or its beginning, or a PCI id. auto takes the usable real
-/// GPU with the most free memory and never sim (a simulated GPU is swapping RAM into RAM); auto_or_sim falls back to
-/// it, for the demo. Errors: not_found (lists what there is), unavailable (the GPU's refusal).
+/// Chooses by "auto", "sim", "cuda", "cuda:0", a UUID or its beginning, or a PCI id. auto takes the usable
+/// real GPU with the most free memory and never sim (a simulated GPU is swapping RAM into RAM); auto_or_sim
+/// falls back to it, for the demo. Errors: not_found (lists what there is), unavailable (the GPU's refusal).
 enum class SimFallback : std::uint8_t { never, allowed };
-Result<GpuInfo> select_gpu(const std::vector<BackendReport>& reports, std::string_view wanted, SimFallback sim);
+Result<GpuInfo> select_gpu(const std::vector<BackendReport>& reports, std::string_view wanted,
+                           SimFallback sim);
 
 /// Opens the GPU with the driver that found it.
 Result<std::unique_ptr<Backend>> open_gpu(std::vector<DriverEntry>& drivers, const GpuInfo& gpu);

@@ -3,11 +3,11 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <csignal>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -35,7 +35,9 @@ Flusher::Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> queue, Flushe
     copies_scratch_.reserve(kChunkPages);
 }
 
-Flusher::~Flusher() { stop(); }
+Flusher::~Flusher() {
+    stop();
+}
 
 void Flusher::start() {
     sigset_t all;
@@ -115,8 +117,8 @@ std::uint64_t Flusher::step(std::uint64_t now) {
     free_clean_images();
     const std::uint64_t next = start_flights(now);
     const bool busy = std::ranges::any_of(flights_, [](const Flight& f) { return f.active; });
-    // With nothing left to repeat, no flush would ever succeed and end the refusal: the next write is the trial. It is
-    // kept in the stage, and one more failure refuses again.
+    // With nothing left to repeat, no flush would ever succeed and end the refusal: the next write is the
+    // trial. It is kept in the stage, and one more failure refuses again.
     if (!busy && next == kNever && failures_in_row_ != 0) parts_.refuse_writes.store(false);
     return busy ? kNow : next;
 }
@@ -140,7 +142,8 @@ std::uint64_t Flusher::start_flights(std::uint64_t now) {
         const std::uint32_t dirty = h.dirty_pages.load(std::memory_order_relaxed);
         if (dirty == 0 || in_flight(i)) continue;
         std::uint64_t due = now;
-        if (!all_due && dirty < kChunkPages) due = h.dirty_since_ns.load(std::memory_order_relaxed) + config_.age_ns_max;
+        if (!all_due && dirty < kChunkPages)
+            due = h.dirty_since_ns.load(std::memory_order_relaxed) + config_.age_ns_max;
         due = std::max(due, not_before_ns_);
         if (due > now) {
             next = std::min(next, due);
@@ -223,7 +226,8 @@ void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
 void Flusher::note_failure(std::uint64_t now) {
     errors_.fetch_add(1, std::memory_order_relaxed);
     ++failures_in_row_;
-    log_event(LogLevel::error, "a copy to VRAM failed; it will be repeated. Failures in a row", failures_in_row_);
+    log_event(LogLevel::error, "a copy to VRAM failed; it will be repeated. Failures in a row",
+              failures_in_row_);
     const std::uint64_t pause = std::uint64_t{1'000'000} << std::min(failures_in_row_, 10u);
     not_before_ns_ = now + std::min(pause, kPauseMaxNs);
     if (failures_in_row_ >= kFailuresBeforeRefusing) parts_.refuse_writes.store(true);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Flusher: moves dirty stage pages to VRAM in runs as long as they come, and keeps some images free for writers. One
-// per GPU, with a thread of its own; tests call step() instead. In the thread nothing allocates or blocks but the wait
-// for work. After a failed copy the pages are dirty again and the copy is repeated with growing pauses.
+// Flusher: moves dirty stage pages to VRAM in runs as long as they come, and keeps some images free for
+// writers. One per GPU, with a thread of its own; tests call step() instead. In the thread nothing allocates
+// or blocks but the wait for work. After a failed copy the pages are dirty again and the copy is repeated
+// with growing pauses.
 #pragma once
 
 #include <array>
@@ -19,8 +20,8 @@ struct FlusherConfig {
     std::uint64_t age_ns_max = 2'000'000;  ///< a page is dirty this long at most without need
 };
 
-/// Runs one empty submission to its end (or error, or half a second), so that the GPU library's first call on this thread
-/// is behind us. May block and allocate.
+/// Runs one empty submission to its end (or error, or half a second), so that the GPU library's first call on
+/// this thread is behind us. May block and allocate.
 void warm_up_thread(TransferQueue& queue);
 
 class Flusher {
@@ -38,8 +39,8 @@ class Flusher {
     /// What to do after a step: go on at once, or sleep until a time or a kick.
     static constexpr std::uint64_t kNow = 0;
     static constexpr std::uint64_t kNever = ~std::uint64_t{0};
-    /// One round: completes copies, starts due ones, frees images. Returns kNow while copies are in flight, else the
-    /// time of the next duty or kNever. For the thread, or for a test that runs no thread.
+    /// One round: completes copies, starts due ones, frees images. Returns kNow while copies are in flight,
+    /// else the time of the next duty or kNever. For the thread, or for a test that runs no thread.
     std::uint64_t step(std::uint64_t now);
 
     /// From I/O threads after making pages dirty. `urgent`: an image is full or the pool is short.
@@ -49,7 +50,9 @@ class Flusher {
     void set_draining(std::atomic<bool>::value_type on) { draining_.store(on); }
     [[nodiscard]] bool anything_dirty() const;
 
-    [[nodiscard]] std::uint64_t pages_flushed() const { return pages_flushed_.load(std::memory_order_relaxed); }
+    [[nodiscard]] std::uint64_t pages_flushed() const {
+        return pages_flushed_.load(std::memory_order_relaxed);
+    }
     [[nodiscard]] std::uint64_t copies() const { return copies_.load(std::memory_order_relaxed); }
     [[nodiscard]] std::uint64_t errors() const { return errors_.load(std::memory_order_relaxed); }
 

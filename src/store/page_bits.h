@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// PageBits: one bit for each page of a chunk. A plain value in shared memory; whoever holds the chunk's lock uses it.
+// PageBits: one bit for each page of a chunk. A plain value in shared memory; whoever holds the chunk's lock
+// uses it.
 #pragma once
 
 #include <array>
@@ -18,7 +19,9 @@ struct PageRun {
 
 class PageBits {
   public:
-    [[nodiscard]] bool test(std::uint32_t page) const { return ((words_[page / 64] >> (page % 64)) & 1) != 0; }
+    [[nodiscard]] bool test(std::uint32_t page) const {
+        return ((words_[page / 64] >> (page % 64)) & 1) != 0;
+    }
     void set(std::uint32_t page) { words_[page / 64] |= std::uint64_t{1} << (page % 64); }
     void clear(std::uint32_t page) { words_[page / 64] &= ~(std::uint64_t{1} << (page % 64)); }
     void clear_all() { words_ = {}; }
@@ -58,7 +61,9 @@ class PageBits {
         for (std::size_t w = page / 64; w < words_.size(); ++w) {
             std::uint64_t bits = kInverted ? ~words_[w] : words_[w];
             if (w == page / 64) bits &= ~std::uint64_t{0} << (page % 64);
-            if (bits != 0) return static_cast<std::uint32_t>(w * 64) + static_cast<std::uint32_t>(std::countr_zero(bits));
+            if (bits != 0)
+                return static_cast<std::uint32_t>(w * 64) +
+                       static_cast<std::uint32_t>(std::countr_zero(bits));
         }
         return kChunkPages;
     }

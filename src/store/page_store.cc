@@ -12,16 +12,20 @@ namespace {
 /// A request of the largest size touches so many chunks, and needs an image of each at once.
 constexpr std::uint64_t kImagesMin = BlockRequest::kMaxTransferBytes / kChunkBytes + 1;
 
-std::string segment_key(std::uint32_t number) { return fmt::format("segment-{}", number); }
+std::string segment_key(std::uint32_t number) {
+    return fmt::format("segment-{}", number);
+}
 }  // namespace
 
-Result<std::unique_ptr<PageStore>> PageStore::create(Backend& gpu, const StoreConfig& config, FdKeeper* keeper) {
+Result<std::unique_ptr<PageStore>> PageStore::create(Backend& gpu, const StoreConfig& config,
+                                                     FdKeeper* keeper) {
     const std::uint64_t images = config.stage.n / kChunkBytes;
     if (images < kImagesMin)
         return Error{Errc::usage, 0, fmt::format("a stage of {} is too small", format_size(config.stage)),
                      fmt::format("Give it at least {}", format_size(Bytes{kChunkBytes} * kImagesMin))};
     if (config.segment.n % gpu.caps().granularity.n != 0)
-        return Error{Errc::usage, 0, fmt::format("segments of {} do not suit this GPU", format_size(config.segment))};
+        return Error{Errc::usage, 0,
+                     fmt::format("segments of {} do not suit this GPU", format_size(config.segment))};
     auto state = State::create({config.size, config.segment, static_cast<std::uint32_t>(images)});
     if (!state) return std::move(state).error();
     auto stage = Stage::create(*state);
@@ -61,20 +65,26 @@ PageStore::~PageStore() {
     drop("state");
 }
 
-Bytes PageStore::size() const { return {parts_->state.header().device_bytes}; }
+Bytes PageStore::size() const {
+    return {parts_->state.header().device_bytes};
+}
 
-void PageStore::start() { flusher_->start(); }
+void PageStore::start() {
+    flusher_->start();
+}
 
 Result<std::unique_ptr<TargetQueue>> PageStore::make_queue(std::uint32_t depth) {
     if (depth == 0 || depth > TransferQueue::kDepth)
-        return Error{Errc::usage, 0, fmt::format("a queue of depth {} is not between 1 and {}", depth,
-                                                 TransferQueue::kDepth)};
+        return Error{
+            Errc::usage, 0,
+            fmt::format("a queue of depth {} is not between 1 and {}", depth, TransferQueue::kDepth)};
     auto gpu = gpu_.make_queue();
     if (!gpu) return std::move(gpu).error();
     std::uint32_t n = 0;
     const std::uint32_t used = parts_->queues_used.load();
     while (n < used && parts_->queues[n].in_use.load()) ++n;
-    if (n == StoreParts::kQueuesMax) return Error{Errc::no_memory, 0, "the store has no room for another queue"};
+    if (n == StoreParts::kQueuesMax)
+        return Error{Errc::no_memory, 0, "the store has no room for another queue"};
     QueueSlot& slot = parts_->queues[n];
     if (n == used) {
         const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -86,8 +96,12 @@ Result<std::unique_ptr<TargetQueue>> PageStore::make_queue(std::uint32_t depth) 
     return std::unique_ptr<TargetQueue>(new StoreQueue(*parts_, *flusher_, std::move(*gpu), slot, depth));
 }
 
-Result<void> PageStore::register_memory(std::span<std::byte> memory) { return gpu_.register_host(memory); }
-Result<void> PageStore::unregister_memory(std::span<std::byte> memory) { return gpu_.unregister_host(memory); }
+Result<void> PageStore::register_memory(std::span<std::byte> memory) {
+    return gpu_.register_host(memory);
+}
+Result<void> PageStore::unregister_memory(std::span<std::byte> memory) {
+    return gpu_.unregister_host(memory);
+}
 
 Result<void> PageStore::grow() {
     const auto number = parts_->slots.unused_segment();
@@ -129,7 +143,8 @@ void PageStore::maintain() {
     SlotAllocator& slots = parts_->slots;
     const std::uint32_t per_segment = slots.slots_per_segment();
     const auto wants_more = [&] {
-        return slots.free_slots() < per_segment / 2 + 1 && slots.segments() * per_segment < parts_->state.header().chunks;
+        return slots.free_slots() < per_segment / 2 + 1 &&
+               slots.segments() * per_segment < parts_->state.header().chunks;
     };
     while (wants_more()) {
         const auto grown = grow();
@@ -141,7 +156,8 @@ void PageStore::maintain() {
         break;
     }
     if (!wants_more()) parts_->growth_failed.store(false);
-    for (std::uint32_t segments = slots.segments(); slots.free_slots() >= 2 * per_segment; segments = slots.segments()) {
+    for (std::uint32_t segments = slots.segments(); slots.free_slots() >= 2 * per_segment;
+         segments = slots.segments()) {
         shrink();
         if (slots.segments() == segments) break;  // free slots, but no segment is entirely free
     }

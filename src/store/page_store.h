@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// PageStore: the device's pages, in the stage and in VRAM. Implements front/target.h. Made, maintained and destroyed by
-// the control thread; its queues belong to the frontend's threads; it owns the flusher thread.
+// PageStore: the device's pages, in the stage and in VRAM. Implements front/target.h. Made, maintained and
+// destroyed by the control thread; its queues belong to the frontend's threads; it owns the flusher thread.
 //
-// Promises: a read returns the last acknowledged write of the page, zeros if it was never written or was discarded, or an
-// error; never other bytes (every page from VRAM is checked against its checksum). A write is acknowledged only with a
-// slot of VRAM reserved for it.
+// Promises: a read returns the last acknowledged write of the page, zeros if it was never written or was
+// discarded, or an error; never other bytes (every page from VRAM is checked against its checksum). A write
+// is acknowledged only with a slot of VRAM reserved for it.
 #pragma once
 
 #include <memory>
@@ -18,9 +18,9 @@
 namespace vramswap {
 
 struct StoreConfig {
-    Bytes size{};                  ///< of the device; multiple of 4 KiB
-    Bytes segment = mib(128);      ///< taken from and given back to the GPU; multiple of 2 MiB
-    Bytes stage = mib(32);         ///< pinned RAM; at least three chunks
+    Bytes size{};              ///< of the device; multiple of 4 KiB
+    Bytes segment = mib(128);  ///< taken from and given back to the GPU; multiple of 2 MiB
+    Bytes stage = mib(32);     ///< pinned RAM; at least three chunks
     FlusherConfig flusher{};
 };
 
@@ -28,7 +28,7 @@ struct StoreConfig {
 struct StoreStats {
     Bytes device{}, stored{}, vram{}, dirty{};
     Bytes staged{};  ///< images of the stage in use, whole chunks
-    Bytes ram{};  ///< tables and stage
+    Bytes ram{};     ///< tables and stage
     std::uint64_t pages_read = 0, pages_written = 0, pages_discarded = 0, zero_pages_written = 0;
     std::uint64_t pages_read_stage = 0, pages_read_gpu = 0, pages_flushed = 0, flush_copies = 0;
     std::uint64_t reread_pages = 0, read_errors = 0, writes_refused = 0, retries = 0, flush_errors = 0;
@@ -38,9 +38,10 @@ struct StoreStats {
 
 class PageStore final : public Target {
   public:
-    /// `keeper` may be null; both must outlive the store. Takes the first segment. Errors: no_memory (RAM or VRAM),
-    /// usage, gpu_lost.
-    static Result<std::unique_ptr<PageStore>> create(Backend& gpu, const StoreConfig& config, FdKeeper* keeper);
+    /// `keeper` may be null; both must outlive the store. Takes the first segment. Errors: no_memory (RAM or
+    /// VRAM), usage, gpu_lost.
+    static Result<std::unique_ptr<PageStore>> create(Backend& gpu, const StoreConfig& config,
+                                                     FdKeeper* keeper);
     /// REQUIRES: all queues destroyed. Stops the flusher, gives all VRAM back; what was stored is gone.
     ~PageStore() override;
 
@@ -53,8 +54,8 @@ class PageStore final : public Target {
     void start();
     [[nodiscard]] Flusher& flusher() { return *flusher_; }
 
-    /// Takes a segment when free slots run short, gives empty ones back. Call when maintenance_fd is readable and once
-    /// a second. Makes GPU calls; may take milliseconds.
+    /// Takes a segment when free slots run short, gives empty ones back. Call when maintenance_fd is readable
+    /// and once a second. Makes GPU calls; may take milliseconds.
     void maintain();
     [[nodiscard]] int maintenance_fd() const { return parts_->maintenance_fd(); }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the pieces of the store share: tables, stage, slots, where segments are, who waits for room, and counters. Owned
-// by PageStore; used by its queues and flusher.
+// What the pieces of the store share: tables, stage, slots, where segments are, who waits for room, and
+// counters. Owned by PageStore; used by its queues and flusher.
 #pragma once
 
 #include <array>
@@ -20,23 +20,24 @@ namespace vramswap {
 
 /// Written by one queue, read by anybody.
 struct alignas(64) QueueCounters {
-    std::atomic<std::uint64_t> pages_read{0};         ///< asked for by the frontend
+    std::atomic<std::uint64_t> pages_read{0};  ///< asked for by the frontend
     std::atomic<std::uint64_t> pages_written{0};
     std::atomic<std::uint64_t> pages_discarded{0};
     std::atomic<std::uint64_t> zero_pages_written{0};
-    std::atomic<std::uint64_t> pages_read_stage{0};   ///< of pages_read, found in the stage
-    std::atomic<std::uint64_t> pages_read_gpu{0};     ///< of pages_read, copied from VRAM
-    std::atomic<std::uint64_t> reread_pages{0};       ///< copies from VRAM repeated after an error or a mismatch
-    std::atomic<std::uint64_t> read_errors{0};        ///< pages that could not be had
-    std::atomic<std::uint64_t> writes_refused{0};     ///< requests answered no_space or io_error
-    std::atomic<std::uint64_t> retries{0};            ///< requests answered retry
+    std::atomic<std::uint64_t> pages_read_stage{0};  ///< of pages_read, found in the stage
+    std::atomic<std::uint64_t> pages_read_gpu{0};    ///< of pages_read, copied from VRAM
+    std::atomic<std::uint64_t> reread_pages{0};    ///< copies from VRAM repeated after an error or a mismatch
+    std::atomic<std::uint64_t> read_errors{0};     ///< pages that could not be had
+    std::atomic<std::uint64_t> writes_refused{0};  ///< requests answered no_space or io_error
+    std::atomic<std::uint64_t> retries{0};         ///< requests answered retry
 
     static void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
         counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
     }
 };
 
-/// A queue's place in the store: its counters and its event. Reused, never freed, so that notify needs no lock.
+/// A queue's place in the store: its counters and its event. Reused, never freed, so that notify needs no
+/// lock.
 struct QueueSlot {
     QueueCounters counters;
     std::atomic<bool> in_use{false};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// SlotAllocator: which 2 MiB slots of which segments are free. Rebuilt from the chunk table, so it is not kept in the
-// state. take and give are for I/O threads: a short lock that nobody holds over a system call, no allocation. The
-// rest is the control thread's.
+// SlotAllocator: which 2 MiB slots of which segments are free. Rebuilt from the chunk table, so it is not
+// kept in the state. take and give are for I/O threads: a short lock that nobody holds over a system call, no
+// allocation. The rest is the control thread's.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,8 @@ class SlotAllocator {
     /// `segments_max` segments of `slots_per_segment` slots; none exists yet.
     SlotAllocator(std::uint32_t segments_max, std::uint32_t slots_per_segment);
 
-    /// A free slot, from the fullest segments' side (the lowest number) so that the others can be given back; or none.
+    /// A free slot, from the fullest segments' side (the lowest number) so that the others can be given back;
+    /// or none.
     std::optional<std::uint32_t> take() VS_EXCLUDES(mutex_);
     void give(std::uint32_t slot) VS_EXCLUDES(mutex_);
 

@@ -11,14 +11,17 @@ Result<std::unique_ptr<Stage>> Stage::create(const State& state) {
     return std::unique_ptr<Stage>(new Stage(state.images(), std::move(*memory)));
 }
 
-Stage::Stage(std::span<ImageHeader> headers, SharedMemory memory) : headers_(headers), memory_(std::move(memory)) {
+Stage::Stage(std::span<ImageHeader> headers, SharedMemory memory)
+    : headers_(headers), memory_(std::move(memory)) {
     const MutexLock lock(mutex_);
     free_.reserve(headers_.size());
     for (auto n = static_cast<std::uint32_t>(headers_.size()); n-- > 0;) free_.push_back(n);
     free_count_ = static_cast<std::uint32_t>(headers_.size());
 }
 
-Stage::~Stage() { ::munmap(memory_.bytes.data(), memory_.bytes.size()); }
+Stage::~Stage() {
+    ::munmap(memory_.bytes.data(), memory_.bytes.size());
+}
 
 std::optional<std::uint32_t> Stage::take(ChunkIndex chunk) {
     if (free_images() == 0) return std::nullopt;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Stage: the pool of chunk images in pinned host memory where writes are acknowledged. An image belongs to one chunk;
-// its header lives in the state, its bytes in a memfd of their own, and both are guarded by that chunk's lock. The
-// pool's free list has a short lock of its own, taken inside a chunk lock. Any I/O thread; nothing allocates.
+// Stage: the pool of chunk images in pinned host memory where writes are acknowledged. An image belongs to
+// one chunk; its header lives in the state, its bytes in a memfd of their own, and both are guarded by that
+// chunk's lock. The pool's free list has a short lock of its own, taken inside a chunk lock. Any I/O thread;
+// nothing allocates.
 //
-// An image is free -> filling (dirty pages) -> in flight -> clean (a cache) -> free. Only the flusher makes clean images
-// free, so writers never need another chunk's lock.
+// An image is free -> filling (dirty pages) -> in flight -> clean (a cache) -> free. Only the flusher makes
+// clean images free, so writers never need another chunk's lock.
 #pragma once
 
 #include <atomic>
@@ -35,7 +36,8 @@ class Stage {
 
     [[nodiscard]] ImageHeader& header(std::uint32_t image) const { return headers_[image]; }
     [[nodiscard]] std::byte* page(std::uint32_t image, std::uint32_t page_in_chunk) const {
-        return memory_.bytes.data() + std::size_t{image} * kChunkBytes + std::size_t{page_in_chunk} * kPageBytes;
+        return memory_.bytes.data() + std::size_t{image} * kChunkBytes +
+               std::size_t{page_in_chunk} * kPageBytes;
     }
     [[nodiscard]] std::uint32_t images() const { return static_cast<std::uint32_t>(headers_.size()); }
     /// Sequentially consistent: a queue that registers for room and then sees 0 is woken by the next give.

@@ -40,7 +40,8 @@ StateHeader lay_out(const StateShape& shape) {
     h.segment_bytes = shape.segment.n;
     h.chunks = static_cast<std::uint32_t>(round_up(shape.device.n, kChunkBytes) / kChunkBytes);
     // Room for a segment more than the device needs: chunks move between segments while one is emptied.
-    h.segments_max = static_cast<std::uint32_t>(round_up(shape.device.n, shape.segment.n) / shape.segment.n) + 1;
+    h.segments_max =
+        static_cast<std::uint32_t>(round_up(shape.device.n, shape.segment.n) / shape.segment.n) + 1;
     h.images = shape.images;
     std::uint64_t at = round_up(sizeof(StateHeader), kPageBytes);
     const auto place = [&at](std::uint64_t bytes) {
@@ -61,8 +62,9 @@ StateHeader lay_out(const StateShape& shape) {
 Result<State> State::create(const StateShape& shape) {
     if (shape.device.n == 0 || shape.device.n % kPageBytes != 0 || shape.segment.n == 0 ||
         shape.segment.n % kChunkBytes != 0 || shape.images == 0)
-        return Error{Errc::usage, 0, fmt::format("a store of {} bytes in segments of {} with {} images is impossible",
-                                                 shape.device.n, shape.segment.n, shape.images)};
+        return Error{Errc::usage, 0,
+                     fmt::format("a store of {} bytes in segments of {} with {} images is impossible",
+                                 shape.device.n, shape.segment.n, shape.images)};
     const StateHeader header = lay_out(shape);
     auto memory = make_shared_memory("vramswap-state", header.total_bytes);
     if (!memory) return std::move(memory).error();
@@ -71,7 +73,9 @@ Result<State> State::create(const StateShape& shape) {
 }
 
 State::State(State&& other) noexcept
-    : fd_(std::move(other.fd_)), base_(std::exchange(other.base_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : fd_(std::move(other.fd_)),
+      base_(std::exchange(other.base_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 State::~State() {
     if (base_ != nullptr) ::munmap(base_, size_);
@@ -80,7 +84,9 @@ State::~State() {
 std::span<PageEntry> State::pages() const {
     return {at<PageEntry>(header().pages_offset), std::size_t{header().chunks} * kChunkPages};
 }
-std::span<ChunkEntry> State::chunks() const { return {at<ChunkEntry>(header().chunks_offset), header().chunks}; }
+std::span<ChunkEntry> State::chunks() const {
+    return {at<ChunkEntry>(header().chunks_offset), header().chunks};
+}
 std::span<SegmentEntry> State::segments() const {
     return {at<SegmentEntry>(header().segments_offset), header().segments_max};
 }

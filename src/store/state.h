@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The store's state in one memfd: page table, chunk table, segment table, stage headers. The layout is versioned and
-// holds no pointers, so that another process can take it over. Made by the control thread; the tables are then used
-// by I/O threads under the chunk lock (see ChunkEntry).
+// The store's state in one memfd: page table, chunk table, segment table, stage headers. The layout is
+// versioned and holds no pointers, so that another process can take it over. Made by the control thread; the
+// tables are then used by I/O threads under the chunk lock (see ChunkEntry).
 //
 // Order of every update: data first, then the entry that publishes it (docs/architecture.md).
 #pragma once
@@ -47,8 +47,9 @@ struct OptionalIndex {
     void reset() { plus_one = 0; }
 };
 
-/// Where a chunk lives. Its lock bit guards the entry, the page entries of the chunk and its stage image's bits and
-/// bytes. It is held for memory copies only: never over a system call, a GPU call or another chunk's lock.
+/// Where a chunk lives. Its lock bit guards the entry, the page entries of the chunk and its stage image's
+/// bits and bytes. It is held for memory copies only: never over a system call, a GPU call or another chunk's
+/// lock.
 struct ChunkEntry {
     std::atomic<std::uint32_t> locked{0};
     OptionalIndex slot;        ///< 2 MiB of VRAM: segment * slots a segment + slot
@@ -68,8 +69,8 @@ struct SegmentEntry {
 };
 
 struct ImageHeader {
-    /// Atomic where the flusher looks before it takes the chunk's lock: chunk + 1 (0 = free), the time of the oldest
-    /// dirty page, and dirty.count().
+    /// Atomic where the flusher looks before it takes the chunk's lock: chunk + 1 (0 = free), the time of the
+    /// oldest dirty page, and dirty.count().
     std::atomic<std::uint32_t> chunk_plus_one{0};
     std::atomic<std::uint32_t> dirty_pages{0};
     std::atomic<std::uint64_t> dirty_since_ns{0};

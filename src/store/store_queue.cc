@@ -16,8 +16,8 @@ constexpr std::uint64_t kZeroPage = ~std::uint64_t{0};
 constexpr std::uint32_t kTriesMax = 3;
 }  // namespace
 
-StoreQueue::StoreQueue(StoreParts& parts, Flusher& flusher, std::unique_ptr<TransferQueue> gpu, QueueSlot& slot,
-                       std::uint32_t depth)
+StoreQueue::StoreQueue(StoreParts& parts, Flusher& flusher, std::unique_ptr<TransferQueue> gpu,
+                       QueueSlot& slot, std::uint32_t depth)
     : TargetQueue(Bytes{parts.state.header().device_bytes}),
       parts_(parts),
       flusher_(flusher),
@@ -52,7 +52,8 @@ void StoreQueue::for_each_piece(const BlockRequest& request, Visit visit) {
 IoStatus StoreQueue::do_submit(BlockRequest& request) {
     IoStatus status = attempt(request);
     if (status == IoStatus::retry) {
-        // Room that appeared between the attempt and the registration would wake nobody: try once more after it.
+        // Room that appeared between the attempt and the registration would wake nobody: try once more after
+        // it.
         slot_.waiting.store(true);
         status = attempt(request);
         if (status != IoStatus::retry) slot_.waiting.store(false);
@@ -64,19 +65,30 @@ IoStatus StoreQueue::do_submit(BlockRequest& request) {
     }
     const std::uint64_t pages = request.bytes / kPageBytes;
     switch (request.op) {
-        case BlockRequest::Op::read: QueueCounters::add(c.pages_read, pages); break;
-        case BlockRequest::Op::write: QueueCounters::add(c.pages_written, pages); break;
-        case BlockRequest::Op::discard: QueueCounters::add(c.pages_discarded, pages); break;
+        case BlockRequest::Op::read:
+            QueueCounters::add(c.pages_read, pages);
+            break;
+        case BlockRequest::Op::write:
+            QueueCounters::add(c.pages_written, pages);
+            break;
+        case BlockRequest::Op::discard:
+            QueueCounters::add(c.pages_discarded, pages);
+            break;
     }
-    if (request.op == BlockRequest::Op::write && status != IoStatus::ok) QueueCounters::add(c.writes_refused, 1);
+    if (request.op == BlockRequest::Op::write && status != IoStatus::ok)
+        QueueCounters::add(c.writes_refused, 1);
     return status;
 }
 
 IoStatus StoreQueue::attempt(BlockRequest& request) {
     switch (request.op) {
-        case BlockRequest::Op::read: return read(request);
-        case BlockRequest::Op::write: return write(request);
-        case BlockRequest::Op::discard: discard(request); return IoStatus::ok;
+        case BlockRequest::Op::read:
+            return read(request);
+        case BlockRequest::Op::write:
+            return write(request);
+        case BlockRequest::Op::discard:
+            discard(request);
+            return IoStatus::ok;
     }
     return IoStatus::io_error;
 }
@@ -101,7 +113,8 @@ IoStatus StoreQueue::write(const BlockRequest& request) {
 IoStatus StoreQueue::write_piece(const Piece& piece) {
     ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
     const std::uint64_t* digests = &digests_[piece.at];
-    const bool all_zero = std::all_of(digests, digests + piece.run.count, [](auto d) { return d == kZeroPage; });
+    const bool all_zero =
+        std::all_of(digests, digests + piece.run.count, [](auto d) { return d == kZeroPage; });
     bool full = false;
     {
         const ChunkLock lock(entry);
@@ -123,12 +136,13 @@ IoStatus StoreQueue::write_piece(const Piece& piece) {
     return IoStatus::ok;
 }
 
-/// Under the chunk's lock: a home in VRAM and an image in the stage. Acknowledging a page without a home would promise
-/// what may not be kept.
+/// Under the chunk's lock: a home in VRAM and an image in the stage. Acknowledging a page without a home
+/// would promise what may not be kept.
 IoStatus StoreQueue::find_room(ChunkEntry& entry, ChunkIndex chunk) {
     if (!entry.slot.has()) {
         const auto slot = parts_.slots.take();
-        if (parts_.slots.free_slots() < parts_.slots.slots_per_segment() / 2 + 1) parts_.request_maintenance();
+        if (parts_.slots.free_slots() < parts_.slots.slots_per_segment() / 2 + 1)
+            parts_.request_maintenance();
         if (!slot) return parts_.growth_failed.load() ? IoStatus::no_space : IoStatus::retry;
         entry.slot.set(*slot);
     }
@@ -168,12 +182,14 @@ void StoreQueue::put_pages(ChunkEntry& entry, const Piece& piece, const std::uin
 // ---- discards ----
 
 void StoreQueue::discard(const BlockRequest& request) {
-    const BlockRequest without_data{request.op, request.offset, request.bytes, nullptr, IoStatus::pending, nullptr};
+    const BlockRequest without_data{request.op, request.offset,    request.bytes,
+                                    nullptr,    IoStatus::pending, nullptr};
     for_each_piece(without_data, [&](const Piece& piece) {
         ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
         const ChunkLock lock(entry);
         if (entry.stored == 0) return true;
-        for (std::uint32_t i = 0; i < piece.run.count; ++i) parts_.forget_page(piece.chunk, piece.run.first + i);
+        for (std::uint32_t i = 0; i < piece.run.count; ++i)
+            parts_.forget_page(piece.chunk, piece.run.first + i);
         parts_.release_if_empty(entry);
         return true;
     });
@@ -215,9 +231,14 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu) {
         std::byte* out = piece.data + std::size_t{i} * kPageBytes;
         const std::uint32_t p = piece.run.first + i;
         switch (entry_of(piece, i).state()) {
-            case PageEntry::State::absent: std::memset(out, 0, kPageBytes); continue;
-            case PageEntry::State::lost: status = IoStatus::lost; continue;
-            case PageEntry::State::stored: break;
+            case PageEntry::State::absent:
+                std::memset(out, 0, kPageBytes);
+                continue;
+            case PageEntry::State::lost:
+                status = IoStatus::lost;
+                continue;
+            case PageEntry::State::stored:
+                break;
         }
         if (entry.image.has() && parts_.stage->header(entry.image.get()).valid.test(p)) {
             std::memcpy(out, parts_.stage->page(entry.image.get(), p), kPageBytes);
@@ -254,15 +275,16 @@ IoStatus StoreQueue::start_copies(Read& read) {
         ++read.tries;
         copies_scratch_.clear();
         for_each_piece(*read.request, [&](const Piece& piece) {
-            for_each_set_run(read.from_gpu, piece.at, piece.at + piece.run.count, [&](auto first, auto count) {
-                const ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];  // pinned: its slot stays
-                const StoreParts::Place place = parts_.place(entry.slot.get());
-                const std::uint32_t in_chunk = piece.run.first + (first - piece.at);
-                copies_scratch_.push_back({Copy::Op::from_gpu, place.segment,
-                                           place.offset + std::uint64_t{in_chunk} * kPageBytes,
-                                           read.request->data + std::size_t{first} * kPageBytes,
-                                           static_cast<std::uint32_t>(count * kPageBytes)});
-            });
+            for_each_set_run(
+                read.from_gpu, piece.at, piece.at + piece.run.count, [&](auto first, auto count) {
+                    const ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];  // pinned: its slot stays
+                    const StoreParts::Place place = parts_.place(entry.slot.get());
+                    const std::uint32_t in_chunk = piece.run.first + (first - piece.at);
+                    copies_scratch_.push_back({Copy::Op::from_gpu, place.segment,
+                                               place.offset + std::uint64_t{in_chunk} * kPageBytes,
+                                               read.request->data + std::size_t{first} * kPageBytes,
+                                               static_cast<std::uint32_t>(count * kPageBytes)});
+                });
             return true;
         });
         if (gpu_->submit(copies_scratch_, read.ticket) == IoStatus::pending) return IoStatus::pending;
@@ -334,8 +356,10 @@ void StoreQueue::check_piece(const Piece& piece, Read& read) {
     parts_.release_if_empty(entry);
 }
 
-/// Under the chunk's lock: true if the page's bytes are right, made so from what it became meanwhile if it changed.
-bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i, std::uint64_t checksum) {
+/// Under the chunk's lock: true if the page's bytes are right, made so from what it became meanwhile if it
+/// changed.
+bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i,
+                         std::uint64_t checksum) {
     const PageEntry& page = entry_of(piece, i);
     if (page.holds(checksum)) return true;
     std::byte* out = piece.data + std::size_t{i} * kPageBytes;
@@ -352,7 +376,8 @@ bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint3
 void StoreQueue::unpin(const Read& read) {
     for_each_piece(*read.request, [&](const Piece& piece) {
         bool pinned = false;
-        for (std::uint32_t i = 0; i < piece.run.count; ++i) pinned = pinned || read.from_gpu.test(piece.at + i);
+        for (std::uint32_t i = 0; i < piece.run.count; ++i)
+            pinned = pinned || read.from_gpu.test(piece.at + i);
         if (!pinned) return true;
         ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
         const ChunkLock lock(entry);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// StoreQueue: one frontend thread's way into the store; implements front/target.h. Owned by that thread's frontend, made
-// by PageStore::make_queue. Nothing here allocates, blocks or throws once made.
+// StoreQueue: one frontend thread's way into the store; implements front/target.h. Owned by that thread's
+// frontend, made by PageStore::make_queue. Nothing here allocates, blocks or throws once made.
 #pragma once
 
 #include <array>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What every Backend must do, on the GPU named by $VRAMSWAP_TEST_GPU ("sim", "cuda:0", a UUID: as for --gpu). Without
-// that GPU every test is skipped and says why. Takes some 100 MiB of VRAM at most; only a simulated GPU is filled up.
+// What every Backend must do, on the GPU named by $VRAMSWAP_TEST_GPU ("sim", "cuda:0", a UUID: as for --gpu).
+// Without that GPU every test is skipped and says why. Takes some 100 MiB of VRAM at most; only a simulated
+// GPU is filled up.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -325,7 +326,8 @@ TEST_F(BackendContract, CopiesThereAndBack) {
             for (const std::size_t unaligned : {0u, 8u, 512u, 4095u - 7u}) {
                 fill(host(unaligned), bytes, bytes + offset);
                 std::memset(host(kBack), 0x5A, bytes + 4096);
-                ASSERT_EQ(transfer(*queue, std::array{to_gpu(id, offset, host(unaligned), bytes)}), IoStatus::ok);
+                ASSERT_EQ(transfer(*queue, std::array{to_gpu(id, offset, host(unaligned), bytes)}),
+                          IoStatus::ok);
                 ASSERT_EQ(transfer(*queue, std::array{from_gpu(id, offset, host(kBack + unaligned), bytes)}),
                           IoStatus::ok);
                 ASSERT_EQ(first_wrong(host(kBack + unaligned), bytes, bytes + offset), std::nullopt)
@@ -341,7 +343,8 @@ TEST_F(BackendContract, ManyCopiesFitOneSubmission) {
     for (const std::uint64_t count : {1u, 7u, 8u, 100u, 512u}) {
         std::vector<Copy> there;
         std::vector<Copy> back;
-        for (std::uint64_t n = 0; n < count; ++n) {  // every second page of VRAM, in another order of the host's
+        for (std::uint64_t n = 0; n < count;
+             ++n) {  // every second page of VRAM, in another order of the host's
             const std::size_t at = (n * 37 % count) * 4096;
             fill(host(at), 4096, n + count);
             there.push_back(to_gpu(id, n * 8192, host(at), 4096));
@@ -350,7 +353,8 @@ TEST_F(BackendContract, ManyCopiesFitOneSubmission) {
         ASSERT_EQ(transfer(*queue, there), IoStatus::ok);
         ASSERT_EQ(transfer(*queue, back), IoStatus::ok);
         for (std::uint64_t n = 0; n < count; ++n)
-            ASSERT_EQ(first_wrong(host(kBack + n * 4096), 4096, n + count), std::nullopt) << n << " of " << count;
+            ASSERT_EQ(first_wrong(host(kBack + n * 4096), 4096, n + count), std::nullopt)
+                << n << " of " << count;
     }
 }
 
@@ -361,9 +365,10 @@ TEST_F(BackendContract, OneSubmissionMayGoBothWaysAndToSeveralSegments) {
     fill(host(0), 4096, 1);
     ASSERT_EQ(transfer(*queue, std::array{to_gpu(a, 0, host(0), 4096)}), IoStatus::ok);
     fill(host(4096), 65536, 2);
-    ASSERT_EQ(transfer(*queue, std::array{from_gpu(a, 0, host(1u << 20), 4096), to_gpu(b, 0, host(4096), 65536),
-                                          to_gpu(a, 1u << 20, host(4096), 65536)}),
-              IoStatus::ok);
+    ASSERT_EQ(
+        transfer(*queue, std::array{from_gpu(a, 0, host(1u << 20), 4096), to_gpu(b, 0, host(4096), 65536),
+                                    to_gpu(a, 1u << 20, host(4096), 65536)}),
+        IoStatus::ok);
     EXPECT_EQ(first_wrong(host(1u << 20), 4096, 1), std::nullopt);
     for (const auto& [id, offset] : {std::pair{b, 0u}, std::pair{a, 1u << 20}}) {
         std::memset(host(2u << 20), 0, 65536);
@@ -380,7 +385,8 @@ TEST_F(BackendContract, SubmissionsOfAQueueRunInOrder) {
     Ticket last = 0;
     for (std::uint64_t n = 0; n < kRounds; ++n) {  // every version to the same place, read back between
         fill(host(n * kBytes), kBytes, n);
-        ASSERT_EQ(queue->submit(std::array{to_gpu(id, 0, host(n * kBytes), kBytes)}, last), IoStatus::pending);
+        ASSERT_EQ(queue->submit(std::array{to_gpu(id, 0, host(n * kBytes), kBytes)}, last),
+                  IoStatus::pending);
         ASSERT_EQ(queue->submit(std::array{from_gpu(id, 0, host((kRounds + n) * kBytes), kBytes)}, last),
                   IoStatus::pending);
     }
@@ -392,8 +398,12 @@ TEST_F(BackendContract, SubmissionsOfAQueueRunInOrder) {
 TEST_F(BackendContract, RefusesCopiesBeyondTheSegment) {
     const auto queue = make_queue();
     const SegmentId id = segment();
-    for (const auto& [offset, bytes] : std::vector<std::pair<std::uint64_t, std::size_t>>{
-             {kSegment.n, 4096}, {kSegment.n - 4096, 8192}, {0, 0}, {~std::uint64_t{4095}, 8192}, {~0ull, 1}}) {
+    for (const auto& [offset, bytes] :
+         std::vector<std::pair<std::uint64_t, std::size_t>>{{kSegment.n, 4096},
+                                                            {kSegment.n - 4096, 8192},
+                                                            {0, 0},
+                                                            {~std::uint64_t{4095}, 8192},
+                                                            {~0ull, 1}}) {
         EXPECT_EQ(transfer(*queue, std::array{to_gpu(id, offset, host(0), bytes)}), IoStatus::out_of_range);
         EXPECT_EQ(transfer(*queue, std::array{from_gpu(id, offset, host(0), bytes)}), IoStatus::out_of_range);
     }
@@ -402,7 +412,8 @@ TEST_F(BackendContract, RefusesCopiesBeyondTheSegment) {
     ASSERT_EQ(transfer(*queue, std::array{to_gpu(id, 0, host(0), 4096)}), IoStatus::ok);
     fill(host(0), 4096, 2);
     Ticket ticket = 99;
-    EXPECT_EQ(queue->submit(std::array{to_gpu(id, 0, host(0), 4096), to_gpu(id, kSegment.n, host(0), 4096)}, ticket),
+    EXPECT_EQ(queue->submit(std::array{to_gpu(id, 0, host(0), 4096), to_gpu(id, kSegment.n, host(0), 4096)},
+                            ticket),
               IoStatus::out_of_range);
     EXPECT_EQ(ticket, 99u);
     ASSERT_EQ(transfer(*queue, std::array{from_gpu(id, 0, host(8192), 4096)}), IoStatus::ok);
@@ -444,14 +455,16 @@ TEST_F(BackendContract, ManySubmissionsMayBeInFlight) {
     }
     ASSERT_EQ(wait_for(*queue, last), IoStatus::ok);
     for (std::uint64_t n = 0; n < kPlaces; ++n) {
-        ASSERT_EQ(transfer(*queue, std::array{from_gpu(id, n * kBytes, host(16u << 20), kBytes)}), IoStatus::ok);
+        ASSERT_EQ(transfer(*queue, std::array{from_gpu(id, n * kBytes, host(16u << 20), kBytes)}),
+                  IoStatus::ok);
         EXPECT_EQ(first_wrong(host(16u << 20), kBytes, n), std::nullopt) << n;
     }
 }
 
 TEST_F(BackendContract, AFullQueueSaysRetry) {
     if (!simulated()) GTEST_SKIP() << "only a simulated GPU can be made to be slow enough";
-    ::setenv("VRAMSWAP_SIM", "total=64M,latency_us=3600000000", 1);  // an hour: nothing completes while we look
+    ::setenv("VRAMSWAP_SIM", "total=64M,latency_us=3600000000",
+             1);  // an hour: nothing completes while we look
     OpenedGpu slow;
     ::unsetenv("VRAMSWAP_SIM");
     ASSERT_TRUE(slow.backend) << slow.problem;
@@ -492,14 +505,16 @@ void copy_back_and_forth(TransferQueue& queue, SegmentId id, std::byte* host, st
         for (std::uint64_t n = 0; n < kPieces; ++n) {
             fill(host + n * kBytes, kBytes, round * 1000 + part * 100 + n);
             std::byte* back = host + (kPieces + n) * kBytes;
-            ASSERT_EQ(queue.submit(std::array{to_gpu(id, base + n * kBytes, host + n * kBytes, kBytes)}, last),
-                      IoStatus::pending);
+            ASSERT_EQ(
+                queue.submit(std::array{to_gpu(id, base + n * kBytes, host + n * kBytes, kBytes)}, last),
+                IoStatus::pending);
             ASSERT_EQ(queue.submit(std::array{from_gpu(id, base + n * kBytes, back, kBytes)}, last),
                       IoStatus::pending);
         }
         ASSERT_EQ(wait_for(queue, last), IoStatus::ok);
         for (std::uint64_t n = 0; n < kPieces; ++n)
-            ASSERT_EQ(first_wrong(host + (kPieces + n) * kBytes, kBytes, round * 1000 + part * 100 + n), std::nullopt)
+            ASSERT_EQ(first_wrong(host + (kPieces + n) * kBytes, kBytes, round * 1000 + part * 100 + n),
+                      std::nullopt)
                 << "part " << part << ", round " << round << ", piece " << n;
     }
 }
@@ -522,8 +537,8 @@ TEST_F(BackendContract, QueuesOfDifferentThreadsDoNotDisturbEachOther) {
 }
 
 // ---- processes ----
-// VRAM outlives the process that took it, as long as a descriptor lives. Both processes are fresh: this program
-// started again with $VRAMSWAP_TEST_ROLE, which takes effect before any test and any use of a GPU.
+// VRAM outlives the process that took it, as long as a descriptor lives. Both processes are fresh: this
+// program started again with $VRAMSWAP_TEST_ROLE, which takes effect before any test and any use of a GPU.
 
 constexpr const char* kRoleVariable = "VRAMSWAP_TEST_ROLE";
 constexpr int kRoleFd = 100;
@@ -610,14 +625,15 @@ std::string act_as_importer() {
     return {};
 }
 
-/// Runs before all tests: in a process started for a role it plays that and ends the process. And after all tests it
-/// closes the GPU, before the libraries of its driver are torn down.
+/// Runs before all tests: in a process started for a role it plays that and ends the process. And after all
+/// tests it closes the GPU, before the libraries of its driver are torn down.
 class Roles : public ::testing::Environment {
   public:
     void SetUp() override {
         const char* role = std::getenv(kRoleVariable);
         if (role == nullptr) return;
-        const std::string problem = std::string_view(role) == "exporter" ? act_as_exporter() : act_as_importer();
+        const std::string problem =
+            std::string_view(role) == "exporter" ? act_as_exporter() : act_as_importer();
         if (!problem.empty()) (void)std::fprintf(stderr, "%s: %s\n", role, problem.c_str());
         ::_exit(problem.empty() ? 0 : 1);
     }

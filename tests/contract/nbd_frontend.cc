@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What only the NBD frontend promises: how its device looks, that a start which fails anywhere leaves nothing, and what
-// stays behind when its process is killed. Needs a kernel with the driver.
+// What only the NBD frontend promises: how its device looks, that a start which fails anywhere leaves
+// nothing, and what stays behind when its process is killed. Needs a kernel with the driver.
 #include "front/nbd/nbd_frontend.h"
 
 #include <fcntl.h>
@@ -141,7 +141,8 @@ TEST_F(NbdFrontendTest, LargeRequestsComeWhole) {
     const auto path = frontend->start(target, {.name = unique_device_name()});
     ASSERT_TRUE(path) << path.error().text();
     // Somebody may raise the limit that we set.
-    std::ofstream("/sys/block" / fs::path(*path).filename() / "queue/max_sectors_kb") << kSize.n / 1024 << std::flush;
+    std::ofstream("/sys/block" / fs::path(*path).filename() / "queue/max_sectors_kb")
+        << kSize.n / 1024 << std::flush;
     EXPECT_EQ(queue_setting(*path, "max_sectors_kb"), static_cast<std::int64_t>(kSize.n / 1024));
     {
         const UniqueFd device = open_device(*path);
@@ -179,7 +180,8 @@ TEST_F(NbdFrontendTest, AStartThatFailsAfterTheConnectionLeavesNothing) {
     for (const auto& block : fs::directory_iterator("/sys/block"))  // nodes that are not the kernel's
         std::ofstream(fs::path(no_devices) / block.path().filename()).put('\n');
     RamTarget target(kSize);
-    const auto started = make_nbd_frontend_in({.dev_dir = no_devices})->start(target, {.name = unique_device_name()});
+    const auto started =
+        make_nbd_frontend_in({.dev_dir = no_devices})->start(target, {.name = unique_device_name()});
     fs::remove_all(no_devices);
     ASSERT_FALSE(started);
     EXPECT_NE(started.error().text().find(no_devices), std::string::npos) << started.error().text();
@@ -223,7 +225,8 @@ TEST_F(NbdFrontendTest, StopIsFineAfterSomebodyElseHasDisconnectedTheDevice) {
     ASSERT_TRUE(path) << path.error().text();
     auto netlink = NbdNetlink::open("nbd");
     ASSERT_TRUE(netlink);
-    ASSERT_TRUE(netlink->disconnect(static_cast<std::uint32_t>(std::stoul(path->substr(path->find("nbd") + 3)))));
+    ASSERT_TRUE(
+        netlink->disconnect(static_cast<std::uint32_t>(std::stoul(path->substr(path->find("nbd") + 3)))));
     const auto stopped = frontend->stop();
     EXPECT_TRUE(stopped) << stopped.error().text();
 }

@@ -14,7 +14,7 @@ run() { # name command...
     name=$1
     shift
     note "$name: $*"
-    "$@" >"$out/$name.out" 2>"$out/$name.err"
+    timeout -k 30 120 "$@" >"$out/$name.out" 2>"$out/$name.err"
     status=$?
     tail -n 40 "$out/$name.out"
     tail -n 20 "$out/$name.err" >&2

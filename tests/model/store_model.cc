@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The store against a std::map of pages: seeded operations and faults, checked both ways. What was acknowledged is
-// read back, what was not written is zeros, and a request fails only if a fault explains it. Everything runs in one
-// thread under a made-up clock, so a seed does the same each time:
+// The store against a std::map of pages: seeded operations and faults, checked both ways. What was
+// acknowledged is read back, what was not written is zeros, and a request fails only if a fault explains it.
+// Everything runs in one thread under a made-up clock, so a seed does the same each time:
 //     VRAMSWAP_SEED_FIRST=42 VRAMSWAP_SEEDS=1 store_model
 // At the end of the file, threads do the same at random speed; see there what is checked.
 #include <fmt/format.h>
@@ -85,7 +85,8 @@ class Model {
     }
     /// It was read, and nothing changed it meanwhile.
     void is(std::uint64_t page, Content content) {
-        if (const auto found = pages_.find(page); found != pages_.end()) found->second.contents.assign(1, content);
+        if (const auto found = pages_.find(page); found != pages_.end())
+            found->second.contents.assign(1, content);
     }
     /// How many pages are stored: at least and at most.
     [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> stored() const {
@@ -108,7 +109,7 @@ struct PendingRead {
     Range range{};
     BlockRequest request{};
     std::vector<Expected> expected;
-    std::uint64_t changes = 0;         ///< of its pages since it was submitted
+    std::uint64_t changes = 0;  ///< of its pages since it was submitted
     std::uint64_t faults_at_submit = 0;
 };
 
@@ -117,7 +118,8 @@ struct PendingRead {
 /// Which faults a seed may meet; later ones include the earlier.
 enum class Weather : std::uint64_t {
     calm,     ///< copies take long: nothing may fail
-    failing,  ///< copies and allocations fail, reads are corrupted: a read fails only if it is hit three times
+    failing,  ///< copies and allocations fail, reads are corrupted: a read fails only if it is hit three
+              ///< times
     corrupt,  ///< VRAM is corrupted: reads may fail at any time, and never return wrong bytes
 };
 
@@ -293,17 +295,39 @@ void SeedRun::change_weather() {
     SimFaults& faults = gpu_.faults();
     const std::uint64_t kinds = weather_ == Weather::calm ? 3 : weather_ == Weather::failing ? 9 : 11;
     switch (random_.below(kinds)) {
-        case 0: faults.hang = !faults.hang; break;
-        case 1: faults.early = !faults.early; break;
-        case 2: store_->flusher().set_draining(random_.one_in(2)); break;
-        case 3: book_.arm_failures(1); break;
-        case 4: book_.arm_failures(1 + static_cast<std::uint32_t>(random_.below(9))); break;
-        case 5: book_.arm_corrupt_reads(1); break;
-        case 6: book_.arm_corrupt_reads(1 + static_cast<std::uint32_t>(random_.below(5))); break;
-        case 7: book_.arm_failed_allocation(); break;
-        case 8: book_.take_vram(kSegment * random_.below(4)); break;
-        case 9: book_.arm_corrupt_writes(); break;
-        default: book_.arm_misplaced_writes(); break;
+        case 0:
+            faults.hang = !faults.hang;
+            break;
+        case 1:
+            faults.early = !faults.early;
+            break;
+        case 2:
+            store_->flusher().set_draining(random_.one_in(2));
+            break;
+        case 3:
+            book_.arm_failures(1);
+            break;
+        case 4:
+            book_.arm_failures(1 + static_cast<std::uint32_t>(random_.below(9)));
+            break;
+        case 5:
+            book_.arm_corrupt_reads(1);
+            break;
+        case 6:
+            book_.arm_corrupt_reads(1 + static_cast<std::uint32_t>(random_.below(5)));
+            break;
+        case 7:
+            book_.arm_failed_allocation();
+            break;
+        case 8:
+            book_.take_vram(kSegment * random_.below(4));
+            break;
+        case 9:
+            book_.arm_corrupt_writes();
+            break;
+        default:
+            book_.arm_misplaced_writes();
+            break;
     }
 }
 
@@ -336,7 +360,7 @@ void SeedRun::write() {
         fill_page(buffers_.write.page(i), contents.back());
     }
     BlockRequest request{BlockRequest::Op::write, range.first * kPageBytes, range.pages * kPageBytes,
-                         buffers_.write.data(), IoStatus::pending, nullptr};
+                         buffers_.write.data(),   IoStatus::pending,        nullptr};
     IoStatus status = submit(request, q);
     if (status == IoStatus::retry) {
         wrote(range, contents, status);
@@ -352,12 +376,14 @@ void SeedRun::wrote(const Range& range, const std::vector<Content>& contents, Io
         if (status != IoStatus::retry) check_refusal(status);
         if (range.in_one_chunk()) return;  // all or nothing
     }
-    for (std::uint64_t i = 0; i < range.pages; ++i) set_page(range.first + i, contents[i], status == IoStatus::ok);
+    for (std::uint64_t i = 0; i < range.pages; ++i)
+        set_page(range.first + i, contents[i], status == IoStatus::ok);
 }
 
 void SeedRun::check_refusal(IoStatus status) {
     if (status == IoStatus::no_space && book_.vram_may_be_short) return;
-    if (status == IoStatus::io_error && weather_ != Weather::calm && store_->stats().writes_are_refused) return;
+    if (status == IoStatus::io_error && weather_ != Weather::calm && store_->stats().writes_are_refused)
+        return;
     fail(fmt::format("a write was refused without need: {}", to_string(status)));
 }
 
@@ -388,9 +414,11 @@ void SeedRun::discard() {
     if (kind < 4) range = {range.first / kChunkPages * kChunkPages, kChunkPages};
     if (kind == 0) range.pages *= 1 + random_.below(3);
     range.pages = std::min(range.pages, kDevicePages - range.first);
-    BlockRequest request{BlockRequest::Op::discard, range.first * kPageBytes, range.pages * kPageBytes,
-                         nullptr, IoStatus::pending, nullptr};
-    if (submit(request, static_cast<std::uint32_t>(random_.below(kQueues))) != IoStatus::ok) fail("a discard failed");
+    BlockRequest request{BlockRequest::Op::discard, range.first * kPageBytes,
+                         range.pages * kPageBytes,  nullptr,
+                         IoStatus::pending,         nullptr};
+    if (submit(request, static_cast<std::uint32_t>(random_.below(kQueues))) != IoStatus::ok)
+        fail("a discard failed");
     for (std::uint64_t p = range.first; p < range.end(); ++p) set_page(p, 0, true);
 }
 
@@ -408,13 +436,18 @@ void SeedRun::read() {
     if (read == nullptr) return (void)poll(q, 1);
     read->range = random_range(kRequestPagesMax);
     read->expected.clear();
-    for (std::uint64_t p = read->range.first; p < read->range.end(); ++p) read->expected.push_back(model_.at(p));
+    for (std::uint64_t p = read->range.first; p < read->range.end(); ++p)
+        read->expected.push_back(model_.at(p));
     read->changes = 0;
     read->faults_at_submit = book_.happened();
     HostMemory& memory = buffer_of(*read);
     std::memset(memory.data(), 0x5A, read->range.pages * kPageBytes);
-    read->request = {BlockRequest::Op::read, read->range.first * kPageBytes, read->range.pages * kPageBytes,
-                     memory.data(), IoStatus::pending, nullptr};
+    read->request = {BlockRequest::Op::read,
+                     read->range.first * kPageBytes,
+                     read->range.pages * kPageBytes,
+                     memory.data(),
+                     IoStatus::pending,
+                     nullptr};
     const IoStatus status = submit(read->request, q);
     if (status == IoStatus::retry) return fail("a read was told to retry though its queue has room");
     read->active = true;
@@ -425,7 +458,8 @@ std::size_t SeedRun::poll(std::uint32_t q, std::size_t most) {
     std::array<BlockRequest*, kQueueDepth> done{};
     const std::size_t n = queues_[q]->poll(std::span(done).first(most));
     for (std::size_t i = 0; i < n && good_; ++i) {
-        const auto found = std::ranges::find_if(reads_, [&](PendingRead& r) { return &r.request == done[i]; });
+        const auto found =
+            std::ranges::find_if(reads_, [&](PendingRead& r) { return &r.request == done[i]; });
         if (found == reads_.end() || !found->active) return fail("poll gave back what is not in flight"), n;
         completed(*found);
     }
@@ -440,7 +474,8 @@ void SeedRun::completed(PendingRead& read) {
     if (weather_ == Weather::corrupt) return;
     // An overtaken copy is repeated like a failed one.
     if (book_.happened() - read.faults_at_submit + read.changes < kTries)
-        fail(fmt::format("pages {} to {} cannot be read, without need", read.range.first, read.range.end() - 1));
+        fail(fmt::format("pages {} to {} cannot be read, without need", read.range.first,
+                         read.range.end() - 1));
 }
 
 void SeedRun::check_read(PendingRead& read) {
@@ -492,7 +527,7 @@ void SeedRun::check_everything() {
         for (std::uint64_t i = p; i < read.range.end(); ++i) read.expected.push_back(model_.at(i));
         read.changes = 0;
         read.faults_at_submit = book_.happened();
-        read.request = {BlockRequest::Op::read, p * kPageBytes, read.range.pages * kPageBytes,
+        read.request = {BlockRequest::Op::read, p * kPageBytes,    read.range.pages * kPageBytes,
                         buffer_of(read).data(), IoStatus::pending, nullptr};
         read.active = true;
         if (submit(read.request, 0) != IoStatus::pending) completed(read);
@@ -510,8 +545,8 @@ void SeedRun::check_rewriting() {
     for (std::uint64_t p = 0; p < kDevicePages; ++p) set_page(p, 0, true);
     for (std::uint64_t p = 0; p < std::min(kDevicePages, chunks_at_once * kChunkPages) && good_; p += 100) {
         fill_page(buffers_.write.data(), content_for({p}, 1));
-        BlockRequest request{BlockRequest::Op::write, p * kPageBytes, kPageBytes, buffers_.write.data(),
-                             IoStatus::pending, nullptr};
+        BlockRequest request{BlockRequest::Op::write, p * kPageBytes,    kPageBytes,
+                             buffers_.write.data(),   IoStatus::pending, nullptr};
         store_->maintain();
         if (submit(request, 0) == IoStatus::retry && !insist(request, 0)) return;
         if (request.status != IoStatus::ok)
@@ -520,8 +555,8 @@ void SeedRun::check_rewriting() {
     }
     if (!store_.drain()) return fail("dirty pages never reach VRAM");
     for (std::uint64_t p = 0; p < kDevicePages && good_; p += 50) {
-        BlockRequest request{BlockRequest::Op::read, p * kPageBytes, kPageBytes, buffers_.write.data(),
-                             IoStatus::pending, nullptr};
+        BlockRequest request{BlockRequest::Op::read, p * kPageBytes,    kPageBytes,
+                             buffers_.write.data(),  IoStatus::pending, nullptr};
         std::array<BlockRequest*, 1> done{};
         (void)submit(request, 0);
         for (int n = 0; n < 100 && request.status == IoStatus::pending; ++n) (void)queues_[0]->poll(done);
@@ -537,7 +572,8 @@ void SeedRun::check_emptiness() {
     if (submit(all, 0) != IoStatus::ok) return fail("a discard failed");
     store_->maintain();
     const StoreStats stats = store_->stats();
-    if (stats.stored.n != 0 || stats.dirty.n != 0 || stats.staged.n != 0) fail("something is left of nothing");
+    if (stats.stored.n != 0 || stats.dirty.n != 0 || stats.staged.n != 0)
+        fail("something is left of nothing");
     if (stats.vram != kSegment || gpu_.free() != vram_ - kSegment)
         fail(fmt::format("{} of VRAM are left for nothing", format_size(stats.vram)));
 }
@@ -560,9 +596,10 @@ TEST(StoreModel, AgreesWithAMapOfPages) {
 }
 
 // ---- threads ----
-// Three threads with a queue each, the flusher's own thread, and one that maintains. A page's content names the page.
-// Pages written by one thread only must hold exactly what it wrote last. Others may hold any version of themselves or
-// zeros, and never half a version or another page. Meant for ThreadSanitizer; the number of operations is fixed.
+// Three threads with a queue each, the flusher's own thread, and one that maintains. A page's content names
+// the page. Pages written by one thread only must hold exactly what it wrote last. Others may hold any
+// version of themselves or zeros, and never half a version or another page. Meant for ThreadSanitizer; the
+// number of operations is fixed.
 
 constexpr std::uint64_t kBlockPages = 8;
 constexpr std::uint64_t kSharedChunk = 5;
@@ -618,7 +655,8 @@ class StressThread {
     void write(const Range& range) {
         std::vector<Content> contents;
         for (std::uint64_t i = 0; i < range.pages; ++i) {
-            contents.push_back(random_.one_in(20) ? 0 : content_for({range.first + i}, ++version_ * 4 + number_));
+            contents.push_back(random_.one_in(20) ? 0
+                                                  : content_for({range.first + i}, ++version_ * 4 + number_));
             fill_page(memory_[0]->page(i), contents.back());
         }
         const IoStatus status = insist(BlockRequest::Op::write, range);
@@ -632,11 +670,13 @@ class StressThread {
         for (std::uint64_t i = 0; i < range.pages; ++i) wrote_[range.first + i] = 0;
     }
 
-    /// Sleeps on the queue's event as a frontend does. The limit is a watchdog: a lost wake-up would last for ever.
+    /// Sleeps on the queue's event as a frontend does. The limit is a watchdog: a lost wake-up would last for
+    /// ever.
     IoStatus insist(BlockRequest::Op op, const Range& range) {
         constexpr int kWatchdogMs = 100'000;
-        BlockRequest request{op, range.first * kPageBytes, range.pages * kPageBytes, memory_[0]->data(),
-                             IoStatus::pending, nullptr};
+        BlockRequest request{
+            op,     range.first * kPageBytes, range.pages * kPageBytes, memory_[0]->data(), IoStatus::pending,
+            nullptr};
         while (queue_->submit(request) == IoStatus::retry) {
             pollfd event{queue_->event_fd(), POLLIN, 0};
             if (::poll(&event, 1, kWatchdogMs) != 1) return fail("a write was never woken"), IoStatus::retry;
@@ -665,12 +705,14 @@ class StressThread {
     void submit_read(std::uint64_t n, const Range& range) {
         std::memset(memory_[n]->data(), 0x5A, range.pages * kPageBytes);
         reads_[n] = {BlockRequest::Op::read, range.first * kPageBytes, range.pages * kPageBytes,
-                     memory_[n]->data(), IoStatus::pending, nullptr};
-        if (queue_->submit(reads_[n]) == IoStatus::retry) fail("a read was told to retry though its queue has room");
+                     memory_[n]->data(),     IoStatus::pending,        nullptr};
+        if (queue_->submit(reads_[n]) == IoStatus::retry)
+            fail("a read was told to retry though its queue has room");
     }
     void finish_reads() {
         std::array<BlockRequest*, kQueueDepth> done{};
-        while (queue_->in_flight() != 0) (void)queue_->poll(std::span(done).first(1 + random_.below(kQueueDepth)));
+        while (queue_->in_flight() != 0)
+            (void)queue_->poll(std::span(done).first(1 + random_.below(kQueueDepth)));
     }
     void check(std::uint64_t n, const Range& range) {
         if (reads_[n].status != IoStatus::ok)

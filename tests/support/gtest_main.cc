@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// main of every GoogleTest program: exit status 77 (ctest: skipped) if every test that ran was skipped, so that a
-// skip never looks like a pass; the reasons are printed.
+// main of every GoogleTest program: exit status 77 (ctest: skipped) if every test that ran was skipped, so
+// that a skip never looks like a pass; the reasons are printed.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -13,7 +13,8 @@ class SkipPrinter : public ::testing::EmptyTestEventListener {
         if (!test.result()->Skipped()) return;
         const char* why = "no reason given";
         for (int i = 0; i < test.result()->total_part_count(); ++i)
-            if (test.result()->GetTestPartResult(i).skipped()) why = test.result()->GetTestPartResult(i).message();
+            if (test.result()->GetTestPartResult(i).skipped())
+                why = test.result()->GetTestPartResult(i).message();
         std::printf("SKIPPED: %s.%s: %s\n", test.test_suite_name(), test.name(), why);
     }
 };

@@ -81,7 +81,11 @@ inline std::optional<Content> content_of(const std::byte* page) {
 }
 
 /// A content that names its page; versions count from 1.
-constexpr Content content_for(PageIndex page, std::uint32_t version) { return (page.n + 1) << 32 | version; }
-constexpr PageIndex page_named_by(Content content) { return {(content >> 32) - 1}; }
+constexpr Content content_for(PageIndex page, std::uint32_t version) {
+    return (page.n + 1) << 32 | version;
+}
+constexpr PageIndex page_named_by(Content content) {
+    return {(content >> 32) - 1};
+}
 
 }  // namespace vramswap::test

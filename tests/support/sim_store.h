@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// For tests of the store: a simulated GPU with its faults, and a PageStore over it whose flusher runs step by step
-// under a made-up clock. One thread, no sleeps; may allocate and throw.
+// For tests of the store: a simulated GPU with its faults, and a PageStore over it whose flusher runs step by
+// step under a made-up clock. One thread, no sleeps; may allocate and throw.
 #pragma once
 
 #include <poll.h>
@@ -66,7 +66,8 @@ class SteppedStore {
     std::uint64_t step_early() { return store_->flusher().step(1); }
     void advance(std::uint64_t ns) { now_ += ns; }
 
-    /// Steps until nothing is dirty or in flight; every page is in VRAM only then. False if that takes for ever.
+    /// Steps until nothing is dirty or in flight; every page is in VRAM only then. False if that takes for
+    /// ever.
     [[nodiscard]] bool drain() {
         store_->flusher().set_draining(true);
         bool done = false;

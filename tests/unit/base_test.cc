@@ -33,7 +33,9 @@ namespace {
 
 // ---- Result ----
 
-Error some_error() { return {Errc::busy, EBUSY, "cannot open 'x'", "Close it"}; }
+Error some_error() {
+    return {Errc::busy, EBUSY, "cannot open 'x'", "Close it"};
+}
 
 TEST(Result, HoldsAValue) {
     Result<std::string> r = std::string("abc");
@@ -112,8 +114,9 @@ TEST(Error, TakesTheKindFromErrno) {
 
 // ---- IoStatus ----
 
-constexpr std::array kStatuses{IoStatus::ok,           IoStatus::pending,    IoStatus::retry,    IoStatus::no_space,
-                               IoStatus::out_of_range, IoStatus::misaligned, IoStatus::io_error, IoStatus::lost};
+constexpr std::array kStatuses{IoStatus::ok,       IoStatus::pending,      IoStatus::retry,
+                               IoStatus::no_space, IoStatus::out_of_range, IoStatus::misaligned,
+                               IoStatus::io_error, IoStatus::lost};
 
 TEST(IoStatus, BecomesAnErrno) {
     EXPECT_EQ(to_errno(IoStatus::ok), 0);
@@ -146,8 +149,12 @@ TEST(IoStatus, WorseIsSymmetricAndKeepsErrors) {
 
 // ---- UniqueFd ----
 
-bool is_open(int fd) { return ::fcntl(fd, F_GETFD) >= 0; }
-UniqueFd open_null() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+bool is_open(int fd) {
+    return ::fcntl(fd, F_GETFD) >= 0;
+}
+UniqueFd open_null() {
+    return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+}
 
 TEST(UniqueFd, IsInvalidByDefault) {
     const UniqueFd fd;
@@ -226,16 +233,30 @@ TEST(UniqueFd, DupIsAnotherNumberForTheSameFile) {
 
 // ---- sizes ----
 
-SizeSpec bytes(std::uint64_t n) { return {SizeSpec::Kind::bytes, n}; }
-SizeSpec percent(std::uint64_t hundredths) { return {SizeSpec::Kind::percent, hundredths}; }
+SizeSpec bytes(std::uint64_t n) {
+    return {SizeSpec::Kind::bytes, n};
+}
+SizeSpec percent(std::uint64_t hundredths) {
+    return {SizeSpec::Kind::percent, hundredths};
+}
 
 TEST(ParseSize, ReadsWhatPeopleWrite) {
     const std::vector<std::pair<std::string_view, SizeSpec>> cases{
-        {"6G", bytes(gib(6).n)},       {"1.5GiB", bytes(gib(3).n / 2)}, {"512M", bytes(mib(512).n)},
-        {"4096", bytes(4096)},         {"80%", percent(8000)},          {"4k", bytes(4096)},
-        {"4KiB", bytes(4096)},         {"4kb", bytes(4096)},            {"7B", bytes(7)},
-        {"2t", bytes(gib(2048).n)},    {"0.5K", bytes(512)},            {"12.34%", percent(1234)},
-        {"100%", percent(10000)},      {"0.01%", percent(1)},           {"3Gi", bytes(gib(3).n)},
+        {"6G", bytes(gib(6).n)},
+        {"1.5GiB", bytes(gib(3).n / 2)},
+        {"512M", bytes(mib(512).n)},
+        {"4096", bytes(4096)},
+        {"80%", percent(8000)},
+        {"4k", bytes(4096)},
+        {"4KiB", bytes(4096)},
+        {"4kb", bytes(4096)},
+        {"7B", bytes(7)},
+        {"2t", bytes(gib(2048).n)},
+        {"0.5K", bytes(512)},
+        {"12.34%", percent(1234)},
+        {"100%", percent(10000)},
+        {"0.01%", percent(1)},
+        {"3Gi", bytes(gib(3).n)},
         {"1000T", bytes(gib(1024).n * 1000)},
     };
     for (const auto& [text, expected] : cases) {
@@ -248,12 +269,14 @@ TEST(ParseSize, ReadsWhatPeopleWrite) {
 
 TEST(ParseSize, RefusesTheRestAndSaysWhy) {
     const std::vector<std::pair<std::string_view, std::string_view>> cases{
-        {"150%", "more than 100%"},  {"0", "is zero"},           {"-1", "is negative"},    {"", "is not a size"},
-        {"abc", "is not a size"},    {"1X", "unknown suffix"},   {"99999999T", "too large"}, {"0%", "is zero"},
-        {"0.001%", "is zero"},       {"0.4", "is zero"},         {"-0", "is zero"},        {"-5%", "is negative"},
-        {"inf", "is not a size"},    {"nan", "is not a size"},   {"6 G", "unknown suffix"}, {"1e3", "unknown suffix"},
-        {"1GG", "unknown suffix"},   {"G", "is not a size"},     {" 6G", "is not a size"}, {"80%%", "unknown suffix"},
-        {"1e999", "unknown suffix"}, {"16777216T", "too large"}, {"+6G", "is not a size"}, {"0x10", "unknown suffix"},
+        {"150%", "more than 100%"}, {"0", "is zero"},           {"-1", "is negative"},
+        {"", "is not a size"},      {"abc", "is not a size"},   {"1X", "unknown suffix"},
+        {"99999999T", "too large"}, {"0%", "is zero"},          {"0.001%", "is zero"},
+        {"0.4", "is zero"},         {"-0", "is zero"},          {"-5%", "is negative"},
+        {"inf", "is not a size"},   {"nan", "is not a size"},   {"6 G", "unknown suffix"},
+        {"1e3", "unknown suffix"},  {"1GG", "unknown suffix"},  {"G", "is not a size"},
+        {" 6G", "is not a size"},   {"80%%", "unknown suffix"}, {"1e999", "unknown suffix"},
+        {"16777216T", "too large"}, {"+6G", "is not a size"},   {"0x10", "unknown suffix"},
     };
     for (const auto& [text, why] : cases) {
         const auto size = parse_size(text, "--size");
@@ -279,9 +302,17 @@ TEST(SizeSpec, TakesItsShareOfTheWhole) {
 
 TEST(FormatSize, HasOneDecimalAtMost) {
     const std::vector<std::pair<std::uint64_t, std::string_view>> cases{
-        {0, "0B"},          {1, "1B"},          {1023, "1023B"},          {1024, "1K"}, {1536, "1.5K"}, {4096, "4K"},
-        {512u << 20, "512M"}, {3u << 29, "1.5G"}, {gib(80).n, "80G"},
-        {gib(1536).n, "1.5T"}, {gib(1u << 20).n, "1024T"},
+        {0, "0B"},
+        {1, "1B"},
+        {1023, "1023B"},
+        {1024, "1K"},
+        {1536, "1.5K"},
+        {4096, "4K"},
+        {512u << 20, "512M"},
+        {3u << 29, "1.5G"},
+        {gib(80).n, "80G"},
+        {gib(1536).n, "1.5T"},
+        {gib(1u << 20).n, "1024T"},
     };
     for (const auto& [n, text] : cases) EXPECT_EQ(format_size({n}), text);
 }

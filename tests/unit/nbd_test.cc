@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The NBD frontend without a kernel that has NBD: the messages, the memory of a connection, a connection over a socket
-// pair whose other end plays the kernel, and what is said when something is missing. With a kernel:
+// The NBD frontend without a kernel that has NBD: the messages, the memory of a connection, a connection over
+// a socket pair whose other end plays the kernel, and what is said when something is missing. With a kernel:
 // contract/frontend_contract.cc and contract/nbd_frontend.cc.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -132,14 +132,16 @@ TEST(NbdWire, ParsesEachCommand) {
 }
 
 TEST(NbdWire, TakesNumbersInBigEndianAndTheCookieAsItIs) {
-    const auto request = parse_nbd_request(header(NBD_CMD_WRITE, 0x0123'4567'89ab'cdef, 0xfedc'ba98'7654'3000, 0xff00));
+    const auto request =
+        parse_nbd_request(header(NBD_CMD_WRITE, 0x0123'4567'89ab'cdef, 0xfedc'ba98'7654'3000, 0xff00));
     ASSERT_TRUE(request);
     EXPECT_EQ(request->cookie, 0x0123'4567'89ab'cdefu);
     EXPECT_EQ(request->offset, 0xfedc'ba98'7654'3000u);
     EXPECT_EQ(request->bytes, 0xff00u);
     EXPECT_EQ(request->payload_bytes, 0xff00u);
     EXPECT_EQ(parse_nbd_request(header(NBD_CMD_READ, 1, 0, 4096))->payload_bytes, 0u);
-    EXPECT_EQ(parse_nbd_request(header(NBD_CMD_WRITE | kFlagUnknown, 1, 0, 0xffff'ffff))->payload_bytes, 0xffff'ffffu)
+    EXPECT_EQ(parse_nbd_request(header(NBD_CMD_WRITE | kFlagUnknown, 1, 0, 0xffff'ffff))->payload_bytes,
+              0xffff'ffffu)
         << "the data of a refused write comes all the same";
 }
 
@@ -152,7 +154,8 @@ TEST(NbdWire, AnyBytesAreParsedOrRefused) {
     std::mt19937 random(1);
     for (int i = 0; i < 100'000; ++i) {
         Header bytes = header(0, 0, 0, 0);
-        for (std::size_t at = i % 2 == 0 ? 0 : 4; at < bytes.size(); ++at) bytes[at] = static_cast<std::byte>(random());
+        for (std::size_t at = i % 2 == 0 ? 0 : 4; at < bytes.size(); ++at)
+            bytes[at] = static_cast<std::byte>(random());
         const auto request = parse_nbd_request(bytes);
         EXPECT_TRUE(!request || request->payload_bytes == 0 || request->payload_bytes == request->bytes);
     }
@@ -273,7 +276,8 @@ class FakeKernel {
 
     void send(const void* data, std::size_t bytes) const {
         for (std::size_t at = 0; at < bytes;) {
-            const ssize_t n = ::send(socket_.get(), static_cast<const std::byte*>(data) + at, bytes - at, MSG_NOSIGNAL);
+            const ssize_t n =
+                ::send(socket_.get(), static_cast<const std::byte*>(data) + at, bytes - at, MSG_NOSIGNAL);
             if (n <= 0) throw std::runtime_error("the connection takes no more");
             at += static_cast<std::size_t>(n);
         }
@@ -446,7 +450,8 @@ TEST_F(NbdConnectionTest, ManyTagsWithoutAReaderFillTheSocketAndNothingIsLost) {
         expect_reply(i);
     }
     std::thread sender([&] {
-        for (std::uint64_t i = 0; i < kRequests; ++i) kernel_->request(NBD_CMD_READ, i, i % 4 * kBytes, kBytes);
+        for (std::uint64_t i = 0; i < kRequests; ++i)
+            kernel_->request(NBD_CMD_READ, i, i % 4 * kBytes, kBytes);
     });
     std::set<std::uint64_t> cookies;
     for (std::uint64_t i = 0; i < kRequests; ++i) {
@@ -493,7 +498,8 @@ TEST_F(NbdConnectionTest, RandomIoIsCarriedOutExactly) {
         pending.erase(reply.cookie);
         if (done.op != Op::read) return;
         const auto from = model[reply.cookie].begin() + static_cast<std::ptrdiff_t>(done.at);
-        EXPECT_TRUE(std::equal(from, from + static_cast<std::ptrdiff_t>(done.bytes), kernel_->data(done.bytes).begin()));
+        EXPECT_TRUE(std::equal(from, from + static_cast<std::ptrdiff_t>(done.bytes),
+                               kernel_->data(done.bytes).begin()));
     };
     for (int i = 0; i < 3000 && !HasFailure(); ++i) {
         target_.complete_after_polls(static_cast<unsigned>(random() % 4));
@@ -625,7 +631,8 @@ TEST_F(NbdConnectionTest, EndsWhenTheKernelIsGone) {
 
 TEST_F(NbdConnectionTest, AnUnfinishedRequestIsDroppedWithTheConnection) {
     const auto data = pattern(4096, 1);
-    for (const std::size_t cut : {std::size_t{1}, std::size_t{27}, std::size_t{28}, std::size_t{29}, std::size_t{4000}}) {
+    for (const std::size_t cut :
+         {std::size_t{1}, std::size_t{27}, std::size_t{28}, std::size_t{29}, std::size_t{4000}}) {
         std::vector<std::byte> stream(nbd_abi::kRequestBytes);
         const Header h = header(NBD_CMD_WRITE, 1, 0, 4096);
         std::copy(h.begin(), h.end(), stream.begin());
@@ -722,7 +729,8 @@ class NbdProblem : public ::testing::Test {
     }
     void expect_problem(std::initializer_list<const char*> said) {
         const std::string problem = nbd_problem_in(system_.paths);
-        for (const char* text : said) EXPECT_NE(problem.find(text), std::string::npos) << text << " in: " << problem;
+        for (const char* text : said)
+            EXPECT_NE(problem.find(text), std::string::npos) << text << " in: " << problem;
         // A start says the same and leaves nothing.
         RamTarget target(mib(2));
         const Held before = count_held();
@@ -742,7 +750,9 @@ TEST_F(NbdProblem, NoPermission) {
     expect_problem({"not allowed", "root"});
 }
 
-TEST_F(NbdProblem, NoDriverAndNoModprobe) { expect_problem({"no NBD driver", "cannot run", "another frontend"}); }
+TEST_F(NbdProblem, NoDriverAndNoModprobe) {
+    expect_problem({"no NBD driver", "cannot run", "another frontend"});
+}
 
 TEST_F(NbdProblem, NoDriverAndModprobeFails) {
     system_.set_modprobe("exit 1");
@@ -755,8 +765,8 @@ TEST_F(NbdProblem, ModprobeMakesNoDriver) {
 }
 
 TEST_F(NbdProblem, LoadsTheDriver) {
-    system_.set_modprobe(fmt::format("test \"$*\" = '-q nbd' && mkdir {0}/sys/module/nbd {0}/sys/block/nbd0",
-                                     system_.path()));
+    system_.set_modprobe(
+        fmt::format("test \"$*\" = '-q nbd' && mkdir {0}/sys/module/nbd {0}/sys/block/nbd0", system_.path()));
     expect_problem({"no device node", "/dev/nbd0", "devtmpfs"});
 }
 

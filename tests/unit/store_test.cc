@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The store and its parts, over a simulated GPU. The flusher is stepped by the test under a made-up clock, so every
-// interleaving here is chosen and happens each time.
-#include "store/page_store.h"
-
+// The store and its parts, over a simulated GPU. The flusher is stepped by the test under a made-up clock, so
+// every interleaving here is chosen and happens each time.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -17,6 +15,7 @@
 #include <vector>
 
 #include "store/checksum.h"
+#include "store/page_store.h"
 #include "support/sim_store.h"
 
 namespace vramswap {
@@ -208,9 +207,9 @@ TEST(State, IsSeenThroughItsDescriptor) {
 }
 
 TEST(State, RefusesImpossibleShapes) {
-    for (const StateShape& shape : {StateShape{{0}, mib(2), 1}, StateShape{{4097}, mib(2), 1},
-                                    StateShape{mib(2), {0}, 1}, StateShape{mib(2), mib(1), 1},
-                                    StateShape{mib(2), mib(2), 0}}) {
+    for (const StateShape& shape :
+         {StateShape{{0}, mib(2), 1}, StateShape{{4097}, mib(2), 1}, StateShape{mib(2), {0}, 1},
+          StateShape{mib(2), mib(1), 1}, StateShape{mib(2), mib(2), 0}}) {
         const auto state = State::create(shape);
         ASSERT_FALSE(state);
         EXPECT_EQ(state.error().code, Errc::usage);
@@ -308,7 +307,9 @@ class KeeperFake final : public FdKeeper {
 };
 
 constexpr std::uint64_t kDevicePages = 6 * kChunkPages + 37;
-constexpr PageIndex page_of(std::uint32_t chunk, std::uint32_t page) { return {chunk * kChunkPages + page}; }
+constexpr PageIndex page_of(std::uint32_t chunk, std::uint32_t page) {
+    return {chunk * kChunkPages + page};
+}
 
 class StoreTest : public ::testing::Test {
   protected:
@@ -329,7 +330,8 @@ class StoreTest : public ::testing::Test {
     SimFaults& faults() { return gpu_->faults(); }
     StoreStats stats() { return store()->stats(); }
 
-    static BlockRequest request(BlockRequest::Op op, PageIndex first, std::uint64_t pages, HostMemory& memory) {
+    static BlockRequest request(BlockRequest::Op op, PageIndex first, std::uint64_t pages,
+                                HostMemory& memory) {
         return {op, first.n * kPageBytes, pages * kPageBytes, memory.data(), IoStatus::pending, nullptr};
     }
     /// Writes `pages` pages of this version; version 0 is zeros.
@@ -514,8 +516,10 @@ TEST_F(StoreTest, RefusesWhatIsNoRequest) {
         EXPECT_EQ(submit(op, size - 4096, 8192), IoStatus::out_of_range);
         EXPECT_EQ(submit(op, ~std::uint64_t{4095}, 8192), IoStatus::out_of_range);
     }
-    EXPECT_EQ(submit(BlockRequest::Op::read, 0, BlockRequest::kMaxTransferBytes + 4096), IoStatus::out_of_range);
-    EXPECT_EQ(submit(BlockRequest::Op::write, 0, BlockRequest::kMaxTransferBytes + 4096), IoStatus::out_of_range);
+    EXPECT_EQ(submit(BlockRequest::Op::read, 0, BlockRequest::kMaxTransferBytes + 4096),
+              IoStatus::out_of_range);
+    EXPECT_EQ(submit(BlockRequest::Op::write, 0, BlockRequest::kMaxTransferBytes + 4096),
+              IoStatus::out_of_range);
     EXPECT_EQ(submit(BlockRequest::Op::discard, 0, size), IoStatus::ok);
     EXPECT_EQ(queue_->in_flight(), 0u);
 }
@@ -536,7 +540,8 @@ TEST_F(StoreTest, AZeroPageCostsNothing) {
 
 TEST_F(StoreTest, ZerosAmongOtherPagesOfARequestAreForgotten) {
     ASSERT_EQ(write(page_of(0, 0), 3, 1), IoStatus::ok);
-    for (std::uint32_t i = 0; i < 3; ++i) fill_page(memory_.page(i), i == 1 ? 0 : content_for(page_of(0, i), 2));
+    for (std::uint32_t i = 0; i < 3; ++i)
+        fill_page(memory_.page(i), i == 1 ? 0 : content_for(page_of(0, i), 2));
     BlockRequest r = request(BlockRequest::Op::write, page_of(0, 0), 3, memory_);
     ASSERT_EQ(queue_->submit(r), IoStatus::ok);
     EXPECT_EQ(stats().stored, Bytes{2 * kPageBytes});
@@ -840,7 +845,8 @@ TEST_F(StoreTest, TheFlusherThreadWorksByItself) {
 
 class OvertakenRead : public StoreTest, public ::testing::WithParamInterface<bool> {
   protected:
-    /// Two pages of version 1, in VRAM only, with a read of them in flight. The GPU reads them at once or at the end.
+    /// Two pages of version 1, in VRAM only, with a read of them in flight. The GPU reads them at once or at
+    /// the end.
     void begin() {
         ASSERT_EQ(write(kFirst, 2, 1), IoStatus::ok);
         ASSERT_TRUE(store().drain());
@@ -853,7 +859,8 @@ class OvertakenRead : public StoreTest, public ::testing::WithParamInterface<boo
         ASSERT_EQ(finish(read_), IoStatus::ok);
         EXPECT_EQ(queue_->in_flight(), 0u);
         expect_content(kFirst, 1, first_version, other_);
-        EXPECT_EQ(content_of(other_.page(1)), second_version == 0 ? 0 : content_for({kFirst.n + 1}, second_version));
+        EXPECT_EQ(content_of(other_.page(1)),
+                  second_version == 0 ? 0 : content_for({kFirst.n + 1}, second_version));
     }
     static constexpr PageIndex kFirst{3};
     BlockRequest read_{};

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // A process that owns more memory than the guest has, and knows every byte of it.
 // usage: vm_hog MIB once|busy|idle
-// Fills its pages, each with content of its own, and prints "filled". Then `busy` reads, checks and rewrites random pages
-// and `idle` sleeps, both until SIGTERM. In the end every page is checked; prints the count, exits 1 if one was wrong.
+// Fills its pages, each with content of its own, and prints "filled". Then `busy` reads, checks and rewrites
+// random pages and `idle` sleeps, both until SIGTERM. In the end every page is checked; prints the count,
+// exits 1 if one was wrong.
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -56,7 +57,9 @@ class Pages {
         std::uint64_t value = seed(page);
         for (const auto& word : words_.subspan(page * kWords, kWords)) {
             if (word == (value += kStep)) continue;
-            if (++wrong_ <= 5) std::printf("page %zu generation %u: %016lx for %016lx\n", page, generations_[page], word, value);
+            if (++wrong_ <= 5)
+                std::printf("page %zu generation %u: %016lx for %016lx\n", page, generations_[page], word,
+                            value);
             return;
         }
     }

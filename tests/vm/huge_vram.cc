@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Preloaded into vramswap in the guest: the simulated GPU's memory comes from the huge pages set aside at boot, not from
-// the guest's RAM. Otherwise a page swapped out would take as much RAM as it frees, and there could be no real pressure.
+// Preloaded into vramswap in the guest: the simulated GPU's memory comes from the huge pages set aside at
+// boot, not from the guest's RAM. Otherwise a page swapped out would take as much RAM as it frees, and there
+// could be no real pressure.
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Constants of the kernel's network block device, as in include/uapi/linux/nbd.h and nbd-netlink.h of Linux 7.3.
-// Our own copy: the headers of distributions we build on lack the newer ones (Linux 6.1: WRITE_ZEROES, ROTATIONAL).
-// The numbers are ABI and never change; "since" is where they came. nbd_test compares them with the system's headers.
+// Constants of the kernel's network block device, as in include/uapi/linux/nbd.h and nbd-netlink.h of
+// Linux 7.3. Our own copy: the headers of distributions we build on lack the newer ones (Linux 6.1:
+// WRITE_ZEROES, ROTATIONAL). The numbers are ABI and never change; "since" is where they came. nbd_test
+// compares them with the system's headers.
 #pragma once
 
 #include <cstddef>
@@ -72,8 +73,8 @@ enum Attribute : int {
 };
 inline constexpr int kAttrMax = kAttrBackend;
 
-enum SocketItemAttribute : int { kSockItem = 1 };  // nested: kSockFd
-enum SocketAttribute : int { kSockFd = 1 };        // u32
+enum SocketItemAttribute : int { kSockItem = 1 };    // nested: kSockFd
+enum SocketAttribute : int { kSockFd = 1 };          // u32
 enum DeviceItemAttribute : int { kDeviceItem = 1 };  // nested: kDeviceIndex, kDeviceConnected
 enum DeviceAttribute : int { kDeviceIndex = 1, kDeviceConnected = 2 };  // u32, u8
 inline constexpr int kDeviceAttrMax = kDeviceConnected;

@@ -127,7 +127,8 @@ void NbdConnection::begin(NbdSlot& slot) {
             reply(slot, nbd_error(IoStatus::ok));
             break;
         case Kind::refused:
-            log_event(LogLevel::warning, "refused an NBD request that is unknown or too large, bytes", slot.bytes);
+            log_event(LogLevel::warning, "refused an NBD request that is unknown or too large, bytes",
+                      slot.bytes);
             reply(slot, nbd_error(IoStatus::out_of_range));
             break;
     }
@@ -144,8 +145,10 @@ bool NbdConnection::complete_finished() {
     std::array<BlockRequest*, kCompletionsPerPoll> done{};
     const std::size_t count = queue_->poll(done);
     for (std::size_t i = 0; i < count; ++i) complete(static_cast<NbdSlot&>(*done[i]));
-    if (count != 0) submit_waiting();
-    return count != 0;
+    if (count == 0) return false;
+    rounds_without_progress_ = 0;
+    submit_waiting();
+    return true;
 }
 
 /// Each of them once: those with no room yet go to the end of the same queue.
@@ -173,14 +176,15 @@ void NbdConnection::wait() {
     if (output_ == NbdIo::blocked) events |= POLLOUT;
     const bool starved = output_ == NbdIo::starved || input_ == NbdIo::starved;
     const int timeout_ms = busy ? 0 : starved ? kStarvedTimeoutMs : waiting_.empty() ? -1 : kRoomTimeoutMs;
-    // A negative descriptor is passed over: the target's event counts only for those who were told to wait for it.
+    // A negative descriptor is passed over: the target's event counts only for those who were told to wait
+    // for it.
     std::array<pollfd, 3> fds{{{socket_.get(), events, 0},
                                {waiting_.empty() ? -1 : queue_->event_fd(), POLLIN, 0},
                                {shared_.stop.fd(), POLLIN, 0}}};
     const int ready = ::poll(fds.data(), fds.size(), timeout_ms);
     if (ready < 0) return;
-    // The kernel has shut its end down: it takes no replies any more and may have sent what is waiting here to another
-    // connection. Carried out now, an old write could overwrite a newer one.
+    // The kernel has shut its end down: it takes no replies any more and may have sent what is waiting here
+    // to another connection. Carried out now, an old write could overwrite a newer one.
     if ((fds[0].revents & (POLLHUP | POLLERR)) != 0) {
         state_ = State::lost;
         return;
@@ -194,10 +198,7 @@ void NbdConnection::wait() {
 /// Looks for completions for a moment. True if there was one.
 bool NbdConnection::spin() {
     for (unsigned spins = 0; spins < kSpins; ++spins) {
-        if (complete_finished()) {
-            rounds_without_progress_ = 0;
-            return true;
-        }
+        if (complete_finished()) return true;
         cpu_relax();
     }
     if (++rounds_without_progress_ > kRoundsBeforeYield) ::sched_yield();
@@ -207,19 +208,22 @@ bool NbdConnection::spin() {
 void NbdConnection::take_room_event() {
     std::uint64_t count = 0;
     if (::read(queue_->event_fd(), &count, sizeof count) < 0 && errno != EAGAIN)
-        log_event(LogLevel::error, "read of the target's event failed, errno", static_cast<std::uint64_t>(errno));
+        log_event(LogLevel::error, "read of the target's event failed, errno",
+                  static_cast<std::uint64_t>(errno));
 }
 
 void NbdConnection::end() {
     // What the target had no room for is lost with the connection; the kernel gives it up, or sends it again.
     while (!waiting_.empty()) waiting_.pop();
-    // Until they complete, the GPU may write to our buffers. And the kernel must not send them over another connection
-    // while they are still carried out here: so first this, then the news that the connection is gone.
+    // Until they complete, the GPU may write to our buffers. And the kernel must not send them over another
+    // connection while they are still carried out here: so first this, then the news that the connection is
+    // gone.
     while (queue_->in_flight() != 0) spin();
     if (state_ == State::lost && !NbdReceiver::ended_with_goodbye(socket_.get()))
         log_event(LogLevel::error, "the kernel dropped an NBD connection, requests in it", slots_.taken());
     if (state_ == State::broken)
-        log_event(LogLevel::error, "an NBD connection is out of step and is closed, requests in it", slots_.taken());
+        log_event(LogLevel::error, "an NBD connection is out of step and is closed, requests in it",
+                  slots_.taken());
     ::shutdown(socket_.get(), SHUT_RDWR);
 }
 

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-// One connection of an NBD device: a socket whose other end the kernel holds, and the thread "vs-nbd-N" that serves it
-// on a TargetQueue of its own, many requests at a time. Owned by NbdFrontend.
-// Threads: make, start, join, socket, add_counters and destruction: control thread; the rest is the thread itself.
-// After start, the thread does not allocate, throw, open files, log synchronously or touch unlocked memory. It sleeps
-// in poll(2) when nothing is in flight, and polls the target without sleeping when something is.
+// One connection of an NBD device: a socket whose other end the kernel holds, and the thread "vs-nbd-N" that
+// serves it on a TargetQueue of its own, many requests at a time. Owned by NbdFrontend. Threads: make, start,
+// join, socket, add_counters and destruction: control thread; the rest is the thread itself. After start, the
+// thread does not allocate, throw, open files, log synchronously or touch unlocked memory. It sleeps in
+// poll(2) when nothing is in flight, and polls the target without sleeping when something is.
 //
-// What cannot be had: the kernel marks its end of the socket as one that memory is reclaimed through, ours not, and no
-// program can set that mark. So each reply is sent with socket buffers of ordinary memory, which the kernel takes under
-// the rules of an I/O flusher (PR_SET_IO_FLUSHER, inherited from the worker's main thread: it may wait for memory, but
-// never for swap) and without its reserves. When there is none at all, replies wait until there is: that is where NBD is
-// weaker than ublk. AF_UNIX and not TCP, because TCP drops what the kernel sends us out of its reserves.
-// Errors: no_memory, failed, and those of the target.
+// What cannot be had: the kernel marks its end of the socket as one that memory is reclaimed through, ours
+// not, and no program can set that mark. So each reply is sent with socket buffers of ordinary memory, which
+// the kernel takes under the rules of an I/O flusher (PR_SET_IO_FLUSHER, inherited from the worker's main
+// thread: it may wait for memory, but never for swap) and without its reserves. When there is none at all,
+// replies wait until there is: that is where NBD is weaker than ublk. AF_UNIX and not TCP, because TCP drops
+// what the kernel sends us out of its reserves. Errors: no_memory, failed, and those of the target.
 #pragma once
 
 #include <pthread.h>
@@ -92,7 +92,7 @@ class NbdConnection {
     NbdSlots slots_;
     NbdReceiver receiver_;
     NbdSender sender_;
-    NbdSlotQueue waiting_;  // answered with retry by the target
+    NbdSlotQueue waiting_;                                         // answered with retry by the target
     NbdReceiver::Next receiving_ = NbdReceiver::Next::need_bytes;  // what the receiver needs to go on
     NbdIo input_ = NbdIo::moved;                                   // what the last read did
     NbdIo output_ = NbdIo::moved;                                  // what the last send did

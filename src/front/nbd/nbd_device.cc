@@ -21,11 +21,12 @@
 namespace vramswap {
 namespace {
 
-/// udev looks at a block device for some milliseconds after its last writer closed it, swapoff included. So an opener
-/// that claims nothing is given this long to go away.
+/// udev looks at a block device for some milliseconds after its last writer closed it, swapoff included. So
+/// an opener that claims nothing is given this long to go away.
 constexpr int kOthersTimeoutMs = 1000;
 
-/// From the moment at which the sockets are shut down until the kernel has cleaned up: it is doing so already.
+/// From the moment at which the sockets are shut down until the kernel has cleaned up: it is doing so
+/// already.
 constexpr int kReleaseAttempts = 100;
 constexpr timespec kReleasePause{0, 10'000'000};
 
@@ -41,7 +42,8 @@ bool are_hung_up(std::span<const int> our_ends, int timeout_ms) {
 
 }  // namespace
 
-NbdDevice::NbdDevice(NbdSystem system, NbdNetlink netlink, NbdSettings settings, std::uint32_t index, UniqueFd number)
+NbdDevice::NbdDevice(NbdSystem system, NbdNetlink netlink, NbdSettings settings, std::uint32_t index,
+                     UniqueFd number)
     : system_(std::move(system)),
       netlink_(std::move(netlink)),
       settings_(std::move(settings)),
@@ -75,11 +77,13 @@ Result<void> NbdDevice::make_ready() {
 }
 
 Result<void> NbdDevice::open() {
-    // Read-only: a writer would keep others from mounting it (CONFIG_BLK_DEV_WRITE_MOUNTED), and wake udev at its end.
+    // Read-only: a writer would keep others from mounting it (CONFIG_BLK_DEV_WRITE_MOUNTED), and wake udev at
+    // its end.
     const UniqueFd device(::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
     if (device && ::dup3(device.get(), device_.get(), O_CLOEXEC) >= 0) return {};
     if (errno == ENOENT || errno == ENXIO)
-        return Error{Errc::unavailable, errno, "no device node " + path_, "Mount devtmpfs on " + system_.dev_dir};
+        return Error{Errc::unavailable, errno, "no device node " + path_,
+                     "Mount devtmpfs on " + system_.dev_dir};
     return sys_error("cannot open " + path_);
 }
 
@@ -94,19 +98,21 @@ Result<void> NbdDevice::close() {
 Result<void> NbdDevice::check_geometry() const {
     std::uint64_t bytes = 0;
     int block_bytes = 0;
-    if (::ioctl(device_.get(), BLKGETSIZE64, &bytes) != 0 || ::ioctl(device_.get(), BLKSSZGET, &block_bytes) != 0)
+    if (::ioctl(device_.get(), BLKGETSIZE64, &bytes) != 0 ||
+        ::ioctl(device_.get(), BLKSSZGET, &block_bytes) != 0)
         return sys_error("cannot query " + path_);
     if (bytes == settings_.size.n && block_bytes == static_cast<int>(kPageBytes)) return {};
     return Error{Errc::failed, 0,
-                 fmt::format("{} has {} bytes in blocks of {}, not {} in blocks of {}", path_, bytes, block_bytes,
-                             settings_.size.n, kPageBytes),
+                 fmt::format("{} has {} bytes in blocks of {}, not {} in blocks of {}", path_, bytes,
+                             block_bytes, settings_.size.n, kPageBytes),
                  "Is it the kernel's node? Mount devtmpfs on " + system_.dev_dir};
 }
 
 /// A device keeps settings of those who had it before; Linux 6.12 even ROTATIONAL.
 void NbdDevice::tune_queue() const {
     write_queue_setting(system_.sys_dir, kernel_name_, "scheduler", "none");
-    write_queue_setting(system_.sys_dir, kernel_name_, "max_sectors_kb", fmt::format("{}", kNbdTransferBytes >> 10));
+    write_queue_setting(system_.sys_dir, kernel_name_, "max_sectors_kb",
+                        fmt::format("{}", kNbdTransferBytes >> 10));
     if (read_queue_setting(system_.sys_dir, kernel_name_, "rotational") != 0)
         write_queue_setting(system_.sys_dir, kernel_name_, "rotational", "0");
     if (read_queue_setting(system_.sys_dir, kernel_name_, "add_random") != 0)
@@ -117,7 +123,8 @@ void NbdDevice::tune_queue() const {
 
 Result<void> NbdDevice::detach(std::span<const int> our_ends) {
     // It says so at once and by name; the safety lies in DISCONNECT_ON_CLOSE.
-    if (const std::string who = block_device_claimed_by(path_); !who.empty()) return block_device_busy(path_, who);
+    if (const std::string who = block_device_claimed_by(path_); !who.empty())
+        return block_device_busy(path_, who);
     if (::fsync(device_.get()) != 0) log_warning("{}", sys_error("cannot write out " + path_).text());
     if (auto closed = close(); !closed) return closed;
     // At once if we were the only user; else as soon as the last one goes.

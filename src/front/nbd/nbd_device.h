@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: MIT
-// One network block device of the kernel over our sockets, with blocks of 4 KiB. Owned by NbdFrontend. Control thread
-// only; opens files, asks the kernel by netlink, and may block.
+// One network block device of the kernel over our sockets, with blocks of 4 KiB. Owned by NbdFrontend.
+// Control thread only; opens files, asks the kernel by netlink, and may block.
 //
-// The kernel's DISCONNECT does not look at users: it fails the I/O of whoever has the device open. So while serving we
-// hold the device open, and it is set to disconnect when its last opener closes it (DISCONNECT_ON_CLOSE; decided under
-// the disk's open_mutex: nbd_release in drivers/block/nbd.c). It lives exactly as long as somebody has it open:
-// - normal stop: closing our descriptor is the one atomic question "am I the only user? then end it". With other users
-//   it changes nothing, and we open the device again.
-// - the worker dies while nobody uses the device: the kernel closes our descriptor, and the device is free again.
-// - the worker dies while it is swap or mounted: its I/O fails (see the timeouts in nbd_frontend.cc), and it goes after
-//   swapoff or unmounting. Without the flag it would stay connected to nothing until somebody runs `nbd-client -d`.
+// The kernel's DISCONNECT does not look at users: it fails the I/O of whoever has the device open. So while
+// serving we hold the device open, and it is set to disconnect when its last opener closes it
+// (DISCONNECT_ON_CLOSE; decided under the disk's open_mutex: nbd_release in drivers/block/nbd.c). It lives
+// exactly as long as somebody has it open:
+// - normal stop: closing our descriptor is the one atomic question "am I the only user? then end it". With
+//   other users it changes nothing, and we open the device again.
+// - the worker dies while nobody uses the device: the kernel closes our descriptor, and the device is free.
+// - the worker dies while it is swap or mounted: its I/O fails (see the timeouts in nbd_frontend.cc), and it
+//   goes after swapoff or unmounting. Without the flag it would stay connected to nothing until somebody
+//   runs `nbd-client -d`.
 //
-// The price: a dying process that is the last to have the device open writes its dirty page cache out, to sockets that
-// it serves itself. If the kernel closes the sockets first, those writes fail at once; else they wait for the request
-// timeout. A dying process closes its descriptors from the highest number to the lowest (see LoopDevice), so the number
-// of this descriptor has to be lower than those of the sockets.
+// The price: a dying process that is the last to have the device open writes its dirty page cache out, to
+// sockets that it serves itself. If the kernel closes the sockets first, those writes fail at once; else they
+// wait for the request timeout. A dying process closes its descriptors from the highest number to the lowest
+// (see LoopDevice), so the number of this descriptor has to be lower than those of the sockets.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +41,8 @@ struct NbdSystem {
 class NbdDevice {
   public:
     /// Connects a free device to the sockets (the kernel's ends), opens it in the place of `number`
-    /// (reserve_fd_number), checks it and tunes its queue. Requests come while this runs. On failure the device is
-    /// disconnected. Errors: unavailable (no driver, no permission, no device node), failed.
+    /// (reserve_fd_number), checks it and tunes its queue. Requests come while this runs. On failure the
+    /// device is disconnected. Errors: unavailable (no driver, no permission, no device node), failed.
     static Result<NbdDevice> attach(const NbdSystem& system, const NbdSettings& settings,
                                     std::span<const int> kernel_ends, UniqueFd number);
     NbdDevice(NbdDevice&&) = default;
@@ -48,18 +50,20 @@ class NbdDevice {
     /// Closes our descriptor: the device goes now, or with its last user.
     ~NbdDevice() = default;
 
-    /// Ends the device, or says busy and changes nothing. What was written through the page cache is written out first.
-    /// `our_ends`: of the sockets; they tell that the device is gone.
+    /// Ends the device, or says busy and changes nothing. What was written through the page cache is written
+    /// out first. `our_ends`: of the sockets; they tell that the device is gone.
     Result<void> detach(std::span<const int> our_ends);
 
-    /// Ends the device whoever uses it: what they have in flight fails now, and not when the request timeout expires.
+    /// Ends the device whoever uses it: what they have in flight fails now, and not when the request timeout
+    /// expires.
     void abandon();
 
     /// "/dev/nbd3"
     [[nodiscard]] const std::string& path() const { return path_; }
 
   private:
-    NbdDevice(NbdSystem system, NbdNetlink netlink, NbdSettings settings, std::uint32_t index, UniqueFd number);
+    NbdDevice(NbdSystem system, NbdNetlink netlink, NbdSettings settings, std::uint32_t index,
+              UniqueFd number);
     Result<void> make_ready();
     Result<void> open();
     Result<void> close();

@@ -27,30 +27,31 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// The kernel gives each hardware queue, so each connection, to a share of the CPUs. More than four do not make one
-/// device faster.
+/// The kernel gives each hardware queue, so each connection, to a share of the CPUs. More than four do not
+/// make one device faster.
 constexpr std::uint32_t kConnectionsDefaultMax = 4;
 constexpr std::uint32_t kConnectionsMax = 16;
 
-// What happens to I/O when this process dies or stands still. A dead worker is not replaced yet, so I/O has to fail and
-// must not hang for ever. Whoever replaces it sets both (RECONFIGURE): a long dead-connection timeout, a short request
-// timeout.
+// What happens to I/O when this process dies or stands still. A dead worker is not replaced yet, so I/O has
+// to fail and must not hang for ever. Whoever replaces it sets both (RECONFIGURE): a long dead-connection
+// timeout, a short request timeout.
 //
 /// When the last socket is gone, requests not yet sent fail at once.
 constexpr std::uint64_t kDeadConnectionTimeoutSeconds = 0;
-/// Requests that were sent and not answered are found by this timer alone: they fail when it expires. 0 would not mean
-/// "never": with several sockets it is 30 s, and with one socket they hang until somebody disconnects the device. The
-/// same timer ends a connection to a living worker that is too slow, and four of those are the end of the device and
-/// its data; so it is as long as can be below the 120 s after which the kernel warns of hung tasks.
+/// Requests that were sent and not answered are found by this timer alone: they fail when it expires. 0 would
+/// not mean "never": with several sockets it is 30 s, and with one socket they hang until somebody
+/// disconnects the device. The same timer ends a connection to a living worker that is too slow, and four of
+/// those are the end of the device and its data; so it is as long as can be below the 120 s after which the
+/// kernel warns of hung tasks.
 constexpr std::uint64_t kRequestTimeoutSeconds = 90;
 
-/// No SEND_FLUSH, so no write cache: what is acknowledged is as safe as it will ever be. No ROTATIONAL: swap would use
-/// one CPU's cluster for all.
+/// No SEND_FLUSH, so no write cache: what is acknowledged is as safe as it will ever be. No ROTATIONAL: swap
+/// would use one CPU's cluster for all.
 constexpr std::uint64_t kServerFlags = nbd_abi::kServerHasFlags | nbd_abi::kServerSendTrim |
                                        nbd_abi::kServerSendWriteZeroes | nbd_abi::kServerCanMultiConn;
 
-/// Of the socket buffers in each direction; the kernel counts about two bytes for each byte of data in pages. Large
-/// enough for a whole request, so that the kernel's sender and our replies seldom wait for each other.
+/// Of the socket buffers in each direction; the kernel counts about two bytes for each byte of data in pages.
+/// Large enough for a whole request, so that the kernel's sender and our replies seldom wait for each other.
 constexpr int kSocketBufferBytes = 1 << 20;
 
 std::uint32_t connection_count(std::uint32_t wanted) {
@@ -73,9 +74,10 @@ Result<void> find_driver(const NbdSystem& system) {
     auto loaded = load_kernel_module("nbd", system.modprobe);
     if (fs::exists(module, ignored)) return {};
     const std::string reason = loaded ? "modprobe loaded it, but it is not there" : loaded.error().text();
-    return Error{Errc::unavailable, 0, fmt::format("this kernel has no NBD driver ({})", reason),
-                 "Install the package with all of your kernel's modules, or a kernel with CONFIG_BLK_DEV_NBD, or use "
-                 "another frontend"};
+    return Error{
+        Errc::unavailable, 0, fmt::format("this kernel has no NBD driver ({})", reason),
+        "Install the package with all of your kernel's modules, or a kernel with CONFIG_BLK_DEV_NBD, or use "
+        "another frontend"};
 }
 
 /// The driver makes devices when it is loaded; if their nodes are missing, so will be ours.
@@ -107,15 +109,17 @@ struct SocketPair {
 
 /// Best effort: with the system's default it is slower, not wrong. FORCE passes over net.core.wmem_max.
 void enlarge_buffer(const UniqueFd& socket) {
-    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUFFORCE, &kSocketBufferBytes, sizeof kSocketBufferBytes) != 0)
+    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUFFORCE, &kSocketBufferBytes,
+                     sizeof kSocketBufferBytes) != 0)
         ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUF, &kSocketBufferBytes, sizeof kSocketBufferBytes);
 }
 
-/// Our end has a number above `fd_above`; see NbdDevice. On AF_UNIX what is under way counts as the sender's, so both
-/// ends have a buffer to send and none to receive.
+/// Our end has a number above `fd_above`; see NbdDevice. On AF_UNIX what is under way counts as the sender's,
+/// so both ends have a buffer to send and none to receive.
 Result<SocketPair> make_socket_pair(int fd_above) {
     std::array<int, 2> ends{};
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) return sys_error("socketpair failed");
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
+        return sys_error("socketpair failed");
     const UniqueFd end(ends[0]);
     SocketPair pair{UniqueFd(::fcntl(end.get(), F_DUPFD_CLOEXEC, fd_above + 1)), UniqueFd(ends[1])};
     if (!pair.ours) return sys_error("cannot duplicate a socket");
@@ -179,8 +183,8 @@ Result<std::string> NbdFrontend::do_start(Target& target, const FrontendOptions&
 Result<void> NbdFrontend::serve(Target& target, const FrontendOptions& options) {
     auto number = reserve_fd_number();
     if (!number) return std::move(number).error();
-    // They live until the kernel has its own references; after that our process alone holds the other ends, so that its
-    // death is the end of the connections.
+    // They live until the kernel has its own references; after that our process alone holds the other ends,
+    // so that its death is the end of the connections.
     auto kernel_ends = start_connections(target, connection_count(options.threads), number->get());
     if (!kernel_ends) return std::move(kernel_ends).error();
     std::vector<int> sockets;
@@ -198,7 +202,8 @@ Result<void> NbdFrontend::serve(Target& target, const FrontendOptions& options) 
 }
 
 /// Returns the kernel's ends.
-Result<std::vector<UniqueFd>> NbdFrontend::start_connections(Target& target, std::uint32_t count, int fd_above) {
+Result<std::vector<UniqueFd>> NbdFrontend::start_connections(Target& target, std::uint32_t count,
+                                                             int fd_above) {
     auto stop = StopSignal::make();
     if (!stop) return std::move(stop).error();
     stop_ = std::move(*stop);
@@ -237,9 +242,13 @@ void NbdFrontend::end_connections() {
 
 }  // namespace
 
-std::unique_ptr<Frontend> make_nbd_frontend() { return make_nbd_frontend_in({}); }
+std::unique_ptr<Frontend> make_nbd_frontend() {
+    return make_nbd_frontend_in({});
+}
 
-std::string nbd_problem() { return nbd_problem_in({}); }
+std::string nbd_problem() {
+    return nbd_problem_in({});
+}
 
 std::unique_ptr<Frontend> make_nbd_frontend_in(NbdSystem system) {
     return std::make_unique<NbdFrontend>(std::move(system));

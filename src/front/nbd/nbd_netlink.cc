@@ -17,7 +17,8 @@
 namespace vramswap {
 namespace {
 
-/// The kernel's answer to one message. It comes as: data, if there is any, then an acknowledgement or an error.
+/// The kernel's answer to one message. It comes as: data, if there is any, then an acknowledgement or an
+/// error.
 struct Answer {
     bool complete = false;
     int error = 0;  // positive errno
@@ -35,7 +36,8 @@ void read_device_list(nlattr* list, Answer& answer) {
         if (nla_type(item) != nbd_abi::kDeviceItem ||
             nla_parse_nested(device.data(), nbd_abi::kDeviceAttrMax, item, nullptr) != 0)
             continue;
-        if (nlattr* connected = device[nbd_abi::kDeviceConnected]; connected != nullptr && nla_len(connected) >= 1)
+        if (nlattr* connected = device[nbd_abi::kDeviceConnected];
+            connected != nullptr && nla_len(connected) >= 1)
             answer.connected = nla_get_u8(connected);
     }
 }
@@ -43,7 +45,8 @@ void read_device_list(nlattr* list, Answer& answer) {
 int on_data(nl_msg* message, void* context) {
     auto& answer = *static_cast<Answer*>(context);
     Attributes attributes{};
-    if (genlmsg_parse(nlmsg_hdr(message), 0, attributes.data(), nbd_abi::kAttrMax, nullptr) != 0) return NL_SKIP;
+    if (genlmsg_parse(nlmsg_hdr(message), 0, attributes.data(), nbd_abi::kAttrMax, nullptr) != 0)
+        return NL_SKIP;
     if (nlattr* index = attributes[nbd_abi::kAttrIndex]; index != nullptr && nla_len(index) >= 4)
         answer.index = nla_get_u32(index);
     if (nlattr* list = attributes[nbd_abi::kAttrDeviceList]; list != nullptr) read_device_list(list, answer);
@@ -62,7 +65,9 @@ int on_error(sockaddr_nl*, nlmsgerr* error, void* context) {
     return NL_STOP;
 }
 
-Error no_memory() { return Error{Errc::no_memory, ENOMEM, "no memory for a netlink message"}; }
+Error no_memory() {
+    return Error{Errc::no_memory, ENOMEM, "no memory for a netlink message"};
+}
 
 Error kernel_error(int error, const std::string& what) {
     if (error == EPERM || error == EACCES)
@@ -76,12 +81,16 @@ Error kernel_error(int error, const std::string& what) {
 class Message {
   public:
     Message(int family, nbd_abi::NetlinkCommand command) : message_(::nlmsg_alloc()) {
-        if (message_ != nullptr && ::genlmsg_put(message_.get(), NL_AUTO_PORT, NL_AUTO_SEQ, family, 0, 0, command,
-                                                 nbd_abi::kFamilyVersion) == nullptr)
+        if (message_ != nullptr && ::genlmsg_put(message_.get(), NL_AUTO_PORT, NL_AUTO_SEQ, family, 0, 0,
+                                                 command, nbd_abi::kFamilyVersion) == nullptr)
             message_.reset();
     }
-    void u32(int attribute, std::uint32_t value) { check(message_ ? ::nla_put_u32(get(), attribute, value) : -1); }
-    void u64(int attribute, std::uint64_t value) { check(message_ ? ::nla_put_u64(get(), attribute, value) : -1); }
+    void u32(int attribute, std::uint32_t value) {
+        check(message_ ? ::nla_put_u32(get(), attribute, value) : -1);
+    }
+    void u64(int attribute, std::uint64_t value) {
+        check(message_ ? ::nla_put_u64(get(), attribute, value) : -1);
+    }
     void text(int attribute, const std::string& value) {
         check(message_ ? ::nla_put_string(get(), attribute, value.c_str()) : -1);
     }
@@ -120,7 +129,8 @@ Result<Answer> exchange(nl_sock* socket, const Message& message) {
     int outcome = ::nl_send_auto(socket, message.get());
     while (outcome >= 0 && !answer.complete) outcome = ::nl_recvmsgs(socket, callbacks.get());
     if (!answer.complete)
-        return Error{Errc::failed, 0, fmt::format("no answer from the kernel by netlink: {}", ::nl_geterror(outcome))};
+        return Error{Errc::failed, 0,
+                     fmt::format("no answer from the kernel by netlink: {}", ::nl_geterror(outcome))};
     return answer;
 }
 
@@ -133,7 +143,9 @@ Result<Answer> request(nl_sock* socket, const Message& message, const std::strin
 
 }  // namespace
 
-void NbdNetlink::SocketDeleter::operator()(nl_sock* socket) const { ::nl_socket_free(socket); }
+void NbdNetlink::SocketDeleter::operator()(nl_sock* socket) const {
+    ::nl_socket_free(socket);
+}
 
 Result<NbdNetlink> NbdNetlink::open(const std::string& family) {
     Socket socket(::nl_socket_alloc());
@@ -143,9 +155,11 @@ Result<NbdNetlink> NbdNetlink::open(const std::string& family) {
                      "Allow sockets of the family AF_NETLINK"};
     const int number = ::genl_ctrl_resolve(socket.get(), family.c_str());
     if (number < 0)
-        return Error{Errc::unavailable, 0,
-                     fmt::format("the kernel shows no netlink family '{}': {}", family, ::nl_geterror(number)),
-                     "Load the driver with `modprobe nbd`. Older kernels show it in the host's network namespace only"};
+        return Error{
+            Errc::unavailable, 0,
+            fmt::format("the kernel shows no netlink family '{}': {}", family, ::nl_geterror(number)),
+            "Load the driver with `modprobe nbd`. Older kernels show it in the host's network namespace "
+            "only"};
     return NbdNetlink(std::move(socket), number);
 }
 
@@ -165,11 +179,13 @@ Result<std::uint32_t> NbdNetlink::connect(const NbdSettings& settings, std::span
     });
     auto answer = request(socket_.get(), message, "connect a network block device");
     if (!answer) return std::move(answer).error();
-    if (!answer->index) return Error{Errc::failed, 0, "the kernel does not say which device it has connected"};
+    if (!answer->index)
+        return Error{Errc::failed, 0, "the kernel does not say which device it has connected"};
     return *answer->index;
 }
 
-Result<void> NbdNetlink::set_client_flags(std::uint32_t index, const std::string& backend, std::uint64_t flags) {
+Result<void> NbdNetlink::set_client_flags(std::uint32_t index, const std::string& backend,
+                                          std::uint64_t flags) {
     Message message(family_, nbd_abi::kNetlinkReconfigure);
     message.u32(nbd_abi::kAttrIndex, index);
     message.text(nbd_abi::kAttrBackend, backend);

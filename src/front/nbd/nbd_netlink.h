@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The kernel's generic netlink family "nbd": makes and ends devices. Owned by NbdDevice. Control thread only; each call
-// waits for the kernel's answer and allocates, in the kernel too: call it where PR_SET_IO_FLUSHER is set.
-// Errors: unavailable (no driver, no permission; with the remedy), no_memory, failed (with the kernel's errno).
+// The kernel's generic netlink family "nbd": makes and ends devices. Owned by NbdDevice. Control thread only;
+// each call waits for the kernel's answer and allocates, in the kernel too: call it where PR_SET_IO_FLUSHER
+// is set. Errors: unavailable (no driver, no permission; with the remedy), no_memory, failed (with the
+// kernel's errno).
 #pragma once
 
 #include <cstdint>
@@ -29,13 +30,14 @@ class NbdNetlink {
   public:
     static Result<NbdNetlink> open(const std::string& family);
 
-    /// Takes a free device, or makes one, and returns its number. `sockets`: the kernel's ends, one for each hardware
-    /// queue; it keeps references of its own. Requests may come before this returns.
+    /// Takes a free device, or makes one, and returns its number. `sockets`: the kernel's ends, one for each
+    /// hardware queue; it keeps references of its own. Requests may come before this returns.
     Result<std::uint32_t> connect(const NbdSettings& settings, std::span<const int> sockets);
-    /// Sets the client flags of a device; all else stays, and must: a change of size waits for requests in flight.
+    /// Sets the client flags of a device; all else stays, and must: a change of size waits for requests in
+    /// flight.
     Result<void> set_client_flags(std::uint32_t index, const std::string& backend, std::uint64_t flags);
-    /// Ends a device whoever uses it; what is in flight fails. The device is free again when nobody has it open.
-    /// None is connected under this number: fine.
+    /// Ends a device whoever uses it; what is in flight fails. The device is free again when nobody has it
+    /// open. None is connected under this number: fine.
     Result<void> disconnect(std::uint32_t index);
     /// Whether the device is connected or open.
     Result<bool> is_in_use(std::uint32_t index);

@@ -9,7 +9,9 @@ namespace {
 
 static_assert(kNbdUnits == 64, "one bit of a 64-bit word for each");
 
-constexpr std::uint64_t low_bits(std::uint32_t n) { return n == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1; }
+constexpr std::uint64_t low_bits(std::uint32_t n) {
+    return n == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
+}
 
 /// The lowest `length` neighbouring bits that are set in `bits`, as a mask; 0 if there are none.
 /// REQUIRES: 0 < length <= 64.
@@ -40,7 +42,8 @@ NbdSlot* NbdSlots::take(std::size_t data_bytes) {
     free_units_ &= ~units;
     NbdSlot& slot = *idle_[--idle_count_];
     slot.units = units;
-    slot.data = length == 0 ? nullptr : &memory_[static_cast<std::size_t>(std::countr_zero(units)) * kNbdUnitBytes];
+    slot.data =
+        length == 0 ? nullptr : &memory_[static_cast<std::size_t>(std::countr_zero(units)) * kNbdUnitBytes];
     slot.reply_data_bytes = 0;
     return &slot;
 }

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT
-// NbdSlots: the requests that one connection has taken from its socket and not answered yet, with the memory for their
-// data. Owned by NbdConnection and used by its thread alone. Never blocks; allocates nothing after construction.
+// NbdSlots: the requests that one connection has taken from its socket and not answered yet, with the memory
+// for their data. Owned by NbdConnection and used by its thread alone. Never blocks; allocates nothing after
+// construction.
 //
 // How much: the kernel has up to 128 requests under way on a connection, and one of them may be as large as
-// queue/max_sectors_kb says. A buffer of the largest size for each would be 64 MiB a connection. So the memory is one
-// pool of 4 MiB in units of 64 KiB, and a request takes as many neighbouring units as it needs:
-// - 64 requests of up to 64 KiB are in flight at once. That is twice the depth at which a GPU's copy engine stops
-//   getting faster; the others wait in the socket.
+// queue/max_sectors_kb says. A buffer of the largest size for each would be 64 MiB a connection. So the
+// memory is one pool of 4 MiB in units of 64 KiB, and a request takes as many neighbouring units as it needs:
+// - 64 requests of up to 64 KiB are in flight at once. That is twice the depth at which a GPU's copy engine
+//   stops getting faster; the others wait in the socket.
 // - kNbdTransferBytes (what we set max_sectors_kb to) fits eight times.
-// - The whole pool is the largest request that Linux sends by default (4 MiB with 7.3; 1280 KiB with 6.12; 128 KiB with
-//   6.1), so also before max_sectors_kb is set every request has its data in one piece.
-// Requests are taken in the order of the socket and the pool becomes empty sooner or later, so a large one is never
-// starved by small ones.
+// - The whole pool is the largest request that Linux sends by default (4 MiB with 7.3; 1280 KiB with 6.12;
+//   128 KiB with 6.1), so also before max_sectors_kb is set every request has its data in one piece.
+// Requests are taken in the order of the socket and the pool becomes empty sooner or later, so a large one is
+// never starved by small ones.
 #pragma once
 
 #include <array>

@@ -30,14 +30,18 @@ NbdIo failure() {
     }
 }
 
-bool has_data(NbdRequest::Kind kind) { return kind == NbdRequest::Kind::read || kind == NbdRequest::Kind::write; }
+bool has_data(NbdRequest::Kind kind) {
+    return kind == NbdRequest::Kind::read || kind == NbdRequest::Kind::write;
+}
 
 BlockRequest::Op op_of(NbdRequest::Kind kind) {
     if (kind == NbdRequest::Kind::read) return BlockRequest::Op::read;
     return kind == NbdRequest::Kind::write ? BlockRequest::Op::write : BlockRequest::Op::discard;
 }
 
-std::size_t reply_bytes(const NbdSlot& slot) { return slot.reply.size() + slot.reply_data_bytes; }
+std::size_t reply_bytes(const NbdSlot& slot) {
+    return slot.reply.size() + slot.reply_data_bytes;
+}
 
 }  // namespace
 
@@ -48,7 +52,8 @@ NbdIo NbdReceiver::fill(int socket) {
     inbox_begin_ = 0;
     const std::size_t direct = keeps_payload() ? payload_left_ : 0;
     std::byte* const direct_at = direct != 0 ? slot_->data + (slot_->bytes - payload_left_) : nullptr;
-    std::array<iovec, 2> parts{{{direct_at, direct}, {inbox_.data() + inbox_end_, inbox_.size() - inbox_end_}}};
+    std::array<iovec, 2> parts{
+        {{direct_at, direct}, {inbox_.data() + inbox_end_, inbox_.size() - inbox_end_}}};
     msghdr message{};
     message.msg_iov = parts.data();
     message.msg_iovlen = parts.size();
@@ -71,8 +76,8 @@ bool NbdReceiver::ended_with_goodbye(int socket) {
         std::memmove(buffer.data(), &buffer[end - kept], kept);
     }
     if (kept < nbd_abi::kRequestBytes) return false;
-    const auto last =
-        parse_nbd_request(std::span<const std::byte, nbd_abi::kRequestBytes>(buffer.data(), nbd_abi::kRequestBytes));
+    const auto last = parse_nbd_request(
+        std::span<const std::byte, nbd_abi::kRequestBytes>(buffer.data(), nbd_abi::kRequestBytes));
     return last && last->kind == NbdRequest::Kind::disconnect;
 }
 
@@ -95,12 +100,13 @@ NbdReceiver::Next NbdReceiver::next(NbdSlots& slots, NbdSlot*& slot) {
 }
 
 bool NbdReceiver::take_header() {
-    request_ = parse_nbd_request(
-        std::span<const std::byte, nbd_abi::kRequestBytes>(inbox_.data() + inbox_begin_, nbd_abi::kRequestBytes));
+    request_ = parse_nbd_request(std::span<const std::byte, nbd_abi::kRequestBytes>(
+        inbox_.data() + inbox_begin_, nbd_abi::kRequestBytes));
     if (!request_) return false;
     inbox_begin_ += nbd_abi::kRequestBytes;
     payload_left_ = request_->payload_bytes;
-    if (has_data(request_->kind) && request_->bytes > kNbdPoolBytes) request_->kind = NbdRequest::Kind::refused;
+    if (has_data(request_->kind) && request_->bytes > kNbdPoolBytes)
+        request_->kind = NbdRequest::Kind::refused;
     return true;
 }
 
@@ -113,7 +119,9 @@ void NbdReceiver::prepare(NbdSlot& slot) const {
 }
 
 /// The data of a refused write is read and dropped: the next header comes after it.
-bool NbdReceiver::keeps_payload() const { return slot_ != nullptr && slot_->kind == NbdRequest::Kind::write; }
+bool NbdReceiver::keeps_payload() const {
+    return slot_ != nullptr && slot_->kind == NbdRequest::Kind::write;
+}
 
 void NbdReceiver::take_payload() {
     const std::size_t bytes = std::min(payload_left_, in_inbox());

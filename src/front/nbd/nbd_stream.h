@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The two directions of an NBD socket: NbdReceiver cuts what comes into requests, NbdSender sends replies. Owned by
-// NbdConnection and used by its thread alone. The socket is non-blocking for them (MSG_DONTWAIT); nothing allocates.
+// The two directions of an NBD socket: NbdReceiver cuts what comes into requests, NbdSender sends replies.
+// Owned by NbdConnection and used by its thread alone. The socket is non-blocking for them (MSG_DONTWAIT);
+// nothing allocates.
 #pragma once
 
 #include <array>
@@ -59,7 +60,8 @@ class NbdReceiver {
 
 class NbdSender {
   public:
-    /// `slot.reply` and `slot.reply_data_bytes` are ready. The slot goes back to its owner when all of it is sent.
+    /// `slot.reply` and `slot.reply_data_bytes` are ready. The slot goes back to its owner when all of it is
+    /// sent.
     void push(NbdSlot& slot) { replies_.push(slot); }
     [[nodiscard]] bool empty() const { return replies_.empty(); }
     /// Sends as many replies as go in one call. REQUIRES: not empty.

@@ -72,7 +72,8 @@ std::uint32_t nbd_error(IoStatus status) {
     }
 }
 
-void write_nbd_reply(std::span<std::byte, nbd_abi::kReplyBytes> header, std::uint64_t cookie, std::uint32_t error) {
+void write_nbd_reply(std::span<std::byte, nbd_abi::kReplyBytes> header, std::uint64_t cookie,
+                     std::uint32_t error) {
     store_big_endian(header.data(), nbd_abi::kReplyMagic);
     store_big_endian(header.data() + 4, error);
     std::memcpy(header.data() + 8, &cookie, sizeof cookie);

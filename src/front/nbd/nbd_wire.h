@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The messages on an NBD socket: requests from the kernel, replies to it. Pure functions and values; any thread; no
-// allocation. Nothing that is read is trusted: a header out of step is told apart, everything else that makes no sense
-// becomes a request that will be refused.
+// The messages on an NBD socket: requests from the kernel, replies to it. Pure functions and values; any
+// thread; no allocation. Nothing that is read is trusted: a header out of step is told apart, everything else
+// that makes no sense becomes a request that will be refused.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +38,7 @@ struct NbdRequest {
 /// REQUIRES: is_final(status).
 [[nodiscard]] std::uint32_t nbd_error(IoStatus status);
 
-void write_nbd_reply(std::span<std::byte, nbd_abi::kReplyBytes> header, std::uint64_t cookie, std::uint32_t error);
+void write_nbd_reply(std::span<std::byte, nbd_abi::kReplyBytes> header, std::uint64_t cookie,
+                     std::uint32_t error);
 
 }  // namespace vramswap

@@ -23,8 +23,9 @@ bool take_one(std::atomic<std::uint32_t>& counter) {
     return false;
 }
 
-/// DMA obeys no memory model: a page may be copied while another queue overwrites it, and the store finds that out by
-/// its checksum. Bytes of VRAM are atomic here, in words where they can be, so that this is defined.
+/// DMA obeys no memory model: a page may be copied while another queue overwrites it, and the store finds
+/// that out by its checksum. Bytes of VRAM are atomic here, in words where they can be, so that this is
+/// defined.
 template <typename Word>
 void copy_words(const Copy& c, std::byte* vram) {
     for (std::size_t at = 0; at < c.bytes; at += sizeof(Word)) {
@@ -41,14 +42,16 @@ void copy_words(const Copy& c, std::byte* vram) {
 }
 
 void copy_bytes(const Copy& c, std::byte* vram) {
-    if (c.bytes % sizeof(std::uint64_t) == 0 && reinterpret_cast<std::uintptr_t>(vram) % sizeof(std::uint64_t) == 0)
+    if (c.bytes % sizeof(std::uint64_t) == 0 &&
+        reinterpret_cast<std::uintptr_t>(vram) % sizeof(std::uint64_t) == 0)
         copy_words<std::uint64_t>(c, vram);
     else
         copy_words<std::uint8_t>(c, vram);
 }
 
 void flip_bit(std::byte* vram) {
-    std::atomic_ref<std::uint8_t>(*reinterpret_cast<std::uint8_t*>(vram)).fetch_xor(1, std::memory_order_relaxed);
+    std::atomic_ref<std::uint8_t>(*reinterpret_cast<std::uint8_t*>(vram))
+        .fetch_xor(1, std::memory_order_relaxed);
 }
 
 void scramble_bytes(const Copy& c, std::byte* vram) {
@@ -62,21 +65,21 @@ void scramble_bytes(const Copy& c, std::byte* vram) {
             .store(kJunk, std::memory_order_relaxed);
 }
 
-/// A real GPU copies at some moment between submit and completion. Here it is the last one, so that who touches the
-/// host memory too early is caught, or the first one on demand (SimFaults::early).
+/// A real GPU copies at some moment between submit and completion. Here it is the last one, so that who
+/// touches the host memory too early is caught, or the first one on demand (SimFaults::early).
 class SimQueue final : public TransferQueue {
   public:
     SimQueue(std::shared_ptr<SimMemory> memory, std::shared_ptr<SimFaults> faults)
         : memory_(std::move(memory)), faults_(std::move(faults)) {
         for (auto& batch : batches_) batch.copies.reserve(kCopiesReserved);
     }
-    ~SimQueue() override {
-        run_up_to(last_);
-    }
+    ~SimQueue() override { run_up_to(last_); }
 
   protected:
     std::uint64_t do_segment_bytes(SegmentId segment) const override {
-        return segment.n < kSimSegmentsMax ? memory_->segments[segment.n].bytes.load(std::memory_order_acquire) : 0;
+        return segment.n < kSimSegmentsMax
+                   ? memory_->segments[segment.n].bytes.load(std::memory_order_acquire)
+                   : 0;
     }
 
     IoStatus do_submit(std::span<const Copy> copies, Ticket ticket) override {
@@ -221,8 +224,12 @@ Result<SegmentId> SimBackend::do_import(int fd, Bytes size) {
     return adopt(std::move(own), size);
 }
 
-Result<void> SimBackend::do_register(std::span<std::byte>) { return {}; }
-Result<void> SimBackend::do_unregister(std::span<std::byte>) { return {}; }
+Result<void> SimBackend::do_register(std::span<std::byte>) {
+    return {};
+}
+Result<void> SimBackend::do_unregister(std::span<std::byte>) {
+    return {};
+}
 
 Result<std::unique_ptr<TransferQueue>> SimBackend::do_make_queue() {
     if (auto alive = check_alive(); !alive) return std::move(alive).error();

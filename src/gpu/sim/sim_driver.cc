@@ -78,6 +78,8 @@ SimConfig sim_config_from_env() {
     return config;
 }
 
-std::unique_ptr<Driver> make_sim_driver(SimConfig config) { return std::make_unique<SimDriver>(std::move(config)); }
+std::unique_ptr<Driver> make_sim_driver(SimConfig config) {
+    return std::make_unique<SimDriver>(std::move(config));
+}
 
 }  // namespace vramswap

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The simulated GPU: host memory that behaves like VRAM, with faults on demand. For tests, demos and machines
-// without a GPU; it gains nothing for real use (RAM is swapped into RAM). Segments are memfds, so they outlive the
-// process as exported VRAM does. Control thread; SimFaults may be changed by any thread at any time.
+// without a GPU; it gains nothing for real use (RAM is swapped into RAM). Segments are memfds, so they
+// outlive the process as exported VRAM does. Control thread; SimFaults may be changed by any thread at any
+// time.
 #pragma once
 
 #include <atomic>
@@ -15,17 +16,17 @@ namespace vramswap {
 
 /// The fault overlay: memory stays pristine, faults change what passes through. All off by default.
 struct SimFaults {
-    std::atomic<std::uint64_t> latency_ns{0};          ///< from submit to completion
-    std::atomic<std::uint64_t> bytes_per_us{0};        ///< bandwidth of a queue; 0 = unlimited
-    std::atomic<std::uint64_t> taken_by_others{0};     ///< bytes that "another process" holds
-    std::atomic<std::uint32_t> fail_allocations{0};    ///< the next n allocations fail
-    std::atomic<std::uint32_t> fail_copies{0};         ///< the next n submissions fail, their targets scrambled
-    std::atomic<std::uint32_t> corrupt_reads{0};       ///< the next n copies from the GPU have one bit flipped
-    std::atomic<std::uint32_t> corrupt_writes{0};      ///< the next n copies to the GPU have one bit flipped
-    std::atomic<std::uint32_t> misplace_writes{0};     ///< the next n copies to the GPU land one page further on
-    std::atomic<bool> early{false};                    ///< copies run at submit; completion is told when due
-    std::atomic<bool> hang{false};                     ///< nothing completes
-    std::atomic<bool> lost{false};                     ///< every call fails, health is gpu_lost
+    std::atomic<std::uint64_t> latency_ns{0};        ///< from submit to completion
+    std::atomic<std::uint64_t> bytes_per_us{0};      ///< bandwidth of a queue; 0 = unlimited
+    std::atomic<std::uint64_t> taken_by_others{0};   ///< bytes that "another process" holds
+    std::atomic<std::uint32_t> fail_allocations{0};  ///< the next n allocations fail
+    std::atomic<std::uint32_t> fail_copies{0};       ///< the next n submissions fail, their targets scrambled
+    std::atomic<std::uint32_t> corrupt_reads{0};     ///< the next n copies from the GPU have one bit flipped
+    std::atomic<std::uint32_t> corrupt_writes{0};    ///< the next n copies to the GPU have one bit flipped
+    std::atomic<std::uint32_t> misplace_writes{0};  ///< the next n copies to the GPU land one page further on
+    std::atomic<bool> early{false};                 ///< copies run at submit; completion is told when due
+    std::atomic<bool> hang{false};                  ///< nothing completes
+    std::atomic<bool> lost{false};                  ///< every call fails, health is gpu_lost
 };
 
 struct SimConfig {
@@ -34,8 +35,8 @@ struct SimConfig {
     std::shared_ptr<SimFaults> faults = std::make_shared<SimFaults>();
 };
 
-/// Reads $VRAMSWAP_SIM, "total=2G,latency_us=10,bandwidth_mbps=2000,taken_mib=100,fail_allocations=1"; unknown keys are
-/// ignored with a warning.
+/// Reads $VRAMSWAP_SIM, "total=2G,latency_us=10,bandwidth_mbps=2000,taken_mib=100,fail_allocations=1";
+/// unknown keys are ignored with a warning.
 [[nodiscard]] SimConfig sim_config_from_env();
 
 [[nodiscard]] std::unique_ptr<Driver> make_sim_driver(SimConfig config = sim_config_from_env());
