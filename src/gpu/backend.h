@@ -54,6 +54,11 @@ enum class Health : std::uint8_t {
     gpu_lost,      ///< the GPU is gone and all data in it
 };
 
+/// How small copies are made. Copy engines cost others on the GPU at most 3 %; a kernel that gathers and
+/// scatters pages is many times faster where many are queued, and takes 17 to 33 % of others' compute while
+/// it runs.
+enum class EngineMode : std::uint8_t { copy, turbo };
+
 /// What an open Backend can do. Constant.
 struct Caps {
     Bytes granularity{};               ///< segment sizes are multiples of it

@@ -22,6 +22,7 @@ struct StoreConfig {
     Bytes segment = mib(128);  ///< taken from and given back to the GPU; multiple of 2 MiB
     Bytes stage = mib(32);     ///< pinned RAM; at least three chunks
     FlusherConfig flusher{};
+    EngineMode mode = EngineMode::copy;
 };
 
 /// A sum over everything since start, and the state now. Bytes are as the user counts them.
