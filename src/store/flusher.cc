@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstring>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "store/checksum.h"
 
 namespace vramswap {
 namespace {
@@ -26,13 +28,19 @@ void warm_up_thread(TransferQueue& queue) {
     while (queue.poll(ticket) == IoStatus::pending && now_ns() < end) cpu_relax();
 }
 
-Flusher::Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> queue, FlusherConfig config)
+Flusher::Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> to_gpu,
+                 std::unique_ptr<TransferQueue> from_gpu, std::uint64_t age_ns_max, const CopyCosts& costs)
     : parts_(parts),
-      queue_(std::move(queue)),
-      config_(config),
+      to_gpu_(std::move(to_gpu)),
+      from_gpu_(std::move(from_gpu)),
+      age_ns_max_(age_ns_max),
+      costs_(costs),
       free_images_low_(std::max(1u, parts.stage->images() / 4)),
+      flying_(parts.stage->images(), 0),
       event_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-    copies_scratch_.reserve(kChunkPages);
+    due_.reserve(parts.stage->images());
+    young_.reserve(parts.stage->images());
+    copies_scratch_.reserve(kCopiesEnough + kChunkPages);
 }
 
 Flusher::~Flusher() {
@@ -60,7 +68,8 @@ void Flusher::stop() {
 void Flusher::run() {
     constexpr std::uint64_t kSpinNs = 200'000;
     std::uint64_t busy_since = 0;
-    warm_up_thread(*queue_);
+    warm_up_thread(*to_gpu_);
+    warm_up_thread(*from_gpu_);
     while (!stopping_.load(std::memory_order_relaxed)) {
         const std::uint64_t now = now_ns();
         const std::uint64_t next = step(now);
@@ -121,104 +130,240 @@ std::uint64_t Flusher::step(std::uint64_t now) {
     finish_flights(now);
     free_clean_images();
     const std::uint64_t next = start_flights(now);
-    const bool busy = std::ranges::any_of(flights_, [](const Flight& f) { return f.active; });
+    const bool busy =
+        std::ranges::any_of(flights_, [](const Flight& f) { return f.phase != Flight::Phase::idle; });
     // With nothing left to repeat, no flush would ever succeed and end the refusal: the next write is the
     // trial. It is kept in the stage, and one more failure refuses again.
     if (!busy && next == kNever && failures_in_row_ != 0) parts_.refuse_writes.store(false);
     return busy ? kNow : next;
 }
 
-bool Flusher::in_flight(std::uint32_t image) const {
-    return std::ranges::any_of(flights_, [image](const Flight& f) { return f.active && f.image == image; });
-}
+// ---- what is to be sent ----
 
-Flusher::Flight* Flusher::idle_flight() {
-    const auto it = std::ranges::find_if(flights_, [](const Flight& f) { return !f.active; });
-    return it == flights_.end() ? nullptr : &*it;
-}
-
-/// Starts what is due; returns when the next image will be.
-std::uint64_t Flusher::start_flights(std::uint64_t now) {
+/// Fills due_ and young_ with dirty images that are in no flight. Returns when the next of the young is due.
+std::uint64_t Flusher::find_due(std::uint64_t now) {
+    due_.clear();
+    young_.clear();
+    const bool draining = draining_.load(std::memory_order_relaxed);
     std::uint64_t next = kNever;
-    const bool all_due =
-        draining_.load(std::memory_order_relaxed) || parts_.stage->free_images() < free_images_low_;
     for (std::uint32_t i = 0; i < parts_.stage->images(); ++i) {
         const ImageHeader& h = parts_.stage->header(i);
         const std::uint32_t dirty = h.dirty_pages.load(std::memory_order_relaxed);
         if (dirty == 0 || in_flight(i)) continue;
         std::uint64_t due = now;
-        if (!all_due && dirty < kChunkPages)
-            due = h.dirty_since_ns.load(std::memory_order_relaxed) + config_.age_ns_max;
+        if (!draining && dirty < kChunkPages)
+            due = h.dirty_since_ns.load(std::memory_order_relaxed) + age_ns_max_;
         due = std::max(due, not_before_ns_);
-        if (due > now) {
-            next = std::min(next, due);
-            continue;
-        }
-        Flight* flight = idle_flight();
-        if (flight == nullptr) return kNow;
-        if (!begin(*flight, i, now)) next = std::min(next, not_before_ns_);
+        (due > now ? young_ : due_).push_back(i);
+        if (due > now) next = std::min(next, due);
     }
     return next;
 }
 
-bool Flusher::begin(Flight& flight, std::uint32_t image, std::uint64_t now) {
+/// When images run short, the oldest of the young are due too: as many as are missing, so that others fill up
+/// meanwhile.
+void Flusher::add_oldest_due() {
+    const std::uint32_t flying = static_cast<std::uint32_t>(std::ranges::count(flying_, 1));
+    const auto dirty = static_cast<std::uint32_t>(due_.size() + young_.size());
+    // Free, clean or on their way: they are or will be free without being sent now.
+    const std::uint32_t coming = parts_.stage->images() - dirty + static_cast<std::uint32_t>(due_.size());
+    if (parts_.stage->free_images() >= free_images_low_ || coming >= free_images_low_ + flying) return;
+    const auto since = [this](std::uint32_t i) {
+        return parts_.stage->header(i).dirty_since_ns.load(std::memory_order_relaxed);
+    };
+    std::ranges::sort(young_, [&](std::uint32_t a, std::uint32_t b) { return since(a) < since(b); });
+    const std::size_t missing = free_images_low_ + flying - coming;
+    for (std::size_t n = 0; n < std::min(missing, young_.size()); ++n) due_.push_back(young_[n]);
+}
+
+/// The pages that one set of copies brings to VRAM: the dirty ones, and what lies in narrow gaps between them
+/// and may be sent too. Under the chunk's lock.
+PageBits Flusher::bridged(const ImageHeader& header, ChunkIndex chunk) const {
+    PageBits sent = header.dirty;
+    if (parts_.state.chunks()[chunk.n].writing != 0) return sent;  // somebody else writes to this slot
+    const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
+    const std::uint32_t gap_max = costs_.small_ns(mode) / costs_.page_ns;
+    const PageEntry* pages = &parts_.state.pages()[first_page(chunk).n];
+    std::uint32_t end = kChunkPages;  // of the run before
+    header.dirty.for_each_run([&](PageRun run) {
+        bool harmless = end < run.first && run.first - end <= gap_max;
+        for (std::uint32_t p = end; harmless && p < run.first; ++p)
+            harmless = header.valid.test(p) || pages[p].state() == PageEntry::State::absent;
+        if (harmless) sent.set_run({end, run.first - end});
+        end = run.first + run.count;
+    });
+    return sent;
+}
+
+/// The span to be fetched and sent in one piece if that is cheaper than a copy for each run; else count 0.
+/// Under the chunk's lock.
+PageRun Flusher::worth_completing(const PageBits& sent, const ImageHeader& header, ChunkIndex chunk) const {
+    // After a failure the plain way: it needs less to go well.
+    if (failures_in_row_ != 0 || parts_.state.chunks()[chunk.n].writing != 0) return {};
+    std::uint64_t runs = 0;
+    sent.for_each_run([&runs](PageRun) { ++runs; });
+    const PageRun span = sent.span();
+    const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
+    const std::uint64_t there_and_back = std::uint64_t{2} * span.count * costs_.page_ns;
+    const std::uint64_t runs_cost = runs * costs_.small_ns(mode);
+    if (runs_cost <= there_and_back) return {};
+    const PageEntry* pages = &parts_.state.pages()[first_page(chunk).n];
+    std::uint64_t missing = 0;
+    for (std::uint32_t p = span.first; p < span.first + span.count; ++p)
+        if (!header.valid.test(p) && pages[p].state() != PageEntry::State::absent) ++missing;
+    return there_and_back + missing * costs_.merge_page_ns < runs_cost ? span : PageRun{};
+}
+
+// ---- flights ----
+
+Flusher::Flight* Flusher::idle_flight(bool with_scratch) {
+    // Those without scratch memory first.
+    for (std::size_t n = with_scratch ? Stage::kScratchChunks : kFlights; n-- > 0;)
+        if (flights_[n].phase == Flight::Phase::idle) return &flights_[n];
+    return nullptr;
+}
+
+std::byte* Flusher::scratch_of(const Flight& flight) const {
+    const auto n = static_cast<std::uint32_t>(&flight - flights_.data());
+    return n < Stage::kScratchChunks ? parts_.stage->scratch(n) : nullptr;
+}
+
+/// Starts what is due; returns when the next image will be.
+std::uint64_t Flusher::start_flights(std::uint64_t now) {
+    const std::uint64_t next = find_due(now);
+    if (not_before_ns_ <= now) add_oldest_due();
+    const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
+    to_gpu_->set_mode(mode);
+    from_gpu_->set_mode(mode);
+    for (std::size_t n = 0; n < due_.size();) {
+        Flight* flight = idle_flight(false);
+        if (flight == nullptr) return kNow;
+        n = start_flight(*flight, n, now);
+        if (not_before_ns_ > now) return not_before_ns_;
+    }
+    return next;
+}
+
+/// Puts images from number `n` of due_ on into a flight and starts it. Returns the number of the next.
+std::size_t Flusher::start_flight(Flight& flight, std::size_t n, std::uint64_t now) {
+    copies_scratch_.clear();
+    bytes_scratch_ = 0;
+    flight.count = 0;
+    flight.fetched = {};
+    for (; n < due_.size() && flight.count < kLoadsMax; ++n) {
+        if (copies_scratch_.size() >= kCopiesEnough || bytes_scratch_ >= kBytesEnough) break;
+        const Begun begun = begin(flight, due_[n]);
+        if (begun == Begun::yes && flight.fetched.count != 0) {
+            ++n;
+            break;
+        }
+        if (begun != Begun::alone) continue;
+        if (flight.count != 0) break;
+        Flight* other = idle_flight(true);
+        if (other != nullptr && other != &flight) return start_flight(*other, n, now);
+        // No scratch memory is free: its turn comes with the next step.
+    }
+    if (flight.count == 0) return n;
+    flight.filled.clear_all();
+    TransferQueue& queue = flight.fetched.count != 0 ? *from_gpu_ : *to_gpu_;
+    flight.phase = flight.fetched.count != 0 ? Flight::Phase::fetching : Flight::Phase::sending;
+    if (queue.submit(copies_scratch_, flight.ticket) == IoStatus::pending)
+        copies_.fetch_add(copies_scratch_.size(), std::memory_order_relaxed);
+    else
+        finish(flight, IoStatus::io_error, now);
+    return n;
+}
+
+/// Takes one image into the flight and lists its copies. `alone`: it needs a flight of its own, with scratch.
+Flusher::Begun Flusher::begin(Flight& flight, std::uint32_t image) {
     ImageHeader& h = parts_.stage->header(image);
     const std::uint32_t plus_one = h.chunk_plus_one.load(std::memory_order_acquire);
-    if (plus_one == 0) return true;  // freed meanwhile
+    if (plus_one == 0) return Begun::no;  // freed meanwhile
     const ChunkIndex chunk{plus_one - 1};
     ChunkEntry& entry = parts_.state.chunks()[chunk.n];
-    copies_scratch_.clear();
-    {
-        const ChunkLock lock(entry);
-        if (!entry.image.has() || entry.image.get() != image || !h.dirty.any()) return true;
-        const StoreParts::Place place = parts_.place(entry.slot.get());
-        h.dirty.for_each_run([&](PageRun run) {
-            copies_scratch_.push_back({Copy::Op::to_gpu, place.segment, place.offset + run.first * kPageBytes,
-                                       parts_.stage->page(image, run.first),
-                                       static_cast<std::uint32_t>(run.count * kPageBytes)});
-        });
-        h.in_flight = h.dirty;
-        h.dirty.clear_all();
-        h.dirty_pages.store(0, std::memory_order_relaxed);
-        ++entry.pins;
+    const ChunkLock lock(entry);
+    if (!entry.image.has() || entry.image.get() != image || !h.dirty.any()) return Begun::no;
+    PageBits sent = bridged(h, chunk);
+    const PageRun span = worth_completing(sent, h, chunk);
+    const StoreParts::Place place = parts_.place(entry.slot.get());
+    const auto list = [&](Copy::Op op, PageRun run, std::byte* host) {
+        copies_scratch_.push_back({op, place.segment, place.offset + run.first * kPageBytes, host,
+                                   static_cast<std::uint32_t>(run.count * kPageBytes)});
+        bytes_scratch_ += run.count * kPageBytes;
+    };
+    if (span.count != 0) {
+        std::byte* const scratch = scratch_of(flight);
+        if (flight.count != 0 || scratch == nullptr) return Begun::alone;
+        list(Copy::Op::from_gpu, span, scratch + span.first * kPageBytes);
+        flight.fetched = span;
+        sent.set_run(span);
+    } else {
+        sent.for_each_run(
+            [&](PageRun run) { list(Copy::Op::to_gpu, run, parts_.stage->page(image, run.first)); });
     }
-    flight = {true, image, chunk.n, 0};
-    const IoStatus status = queue_->submit(copies_scratch_, flight.ticket);
-    if (status == IoStatus::pending) {
-        copies_.fetch_add(copies_scratch_.size(), std::memory_order_relaxed);
-        return true;
-    }
-    finish(flight, IoStatus::io_error, now);
-    return false;
+    // What VRAM has of these pages is unknown until the flight ends.
+    h.in_flight = sent;
+    h.in_flight.keep_only(h.valid);
+    h.dirty.clear_all();
+    h.dirty_pages.store(0, std::memory_order_relaxed);
+    ++entry.pins;
+    flight.loads[flight.count++] = {image, chunk.n};
+    flying_[image] = 1;
+    return Begun::yes;
 }
 
 void Flusher::finish_flights(std::uint64_t now) {
     for (Flight& flight : flights_) {
-        if (!flight.active) continue;
-        const IoStatus status = queue_->poll(flight.ticket);
-        if (status != IoStatus::pending) finish(flight, status, now);
+        if (flight.phase == Flight::Phase::idle) continue;
+        const bool fetching = flight.phase == Flight::Phase::fetching;
+        const IoStatus status = (fetching ? from_gpu_ : to_gpu_)->poll(flight.ticket);
+        if (status == IoStatus::pending) continue;
+        if (fetching && status == IoStatus::ok && send_completed(flight)) continue;
+        finish(flight, fetching ? IoStatus::io_error : status, now);
+    }
+}
+
+/// The chunk was fetched: puts what the image lacks into it and sends it whole. False if the GPU refuses.
+bool Flusher::send_completed(Flight& flight) {
+    fill_gaps(flight);
+    const Load& load = flight.loads[0];
+    const StoreParts::Place place = parts_.place(parts_.state.chunks()[load.chunk].slot.get());  // pinned
+    const Copy copy{Copy::Op::to_gpu, place.segment, place.offset + flight.fetched.first * kPageBytes,
+                    parts_.stage->page(load.image, flight.fetched.first),
+                    static_cast<std::uint32_t>(flight.fetched.count * kPageBytes)};
+    if (to_gpu_->submit({&copy, 1}, flight.ticket) != IoStatus::pending) return false;
+    copies_.fetch_add(1, std::memory_order_relaxed);
+    completed_images_.fetch_add(1, std::memory_order_relaxed);
+    flight.phase = Flight::Phase::sending;
+    return true;
+}
+
+/// These pages do not become valid: they were not checked, and whoever reads them reads VRAM, where they stay
+/// what they are.
+void Flusher::fill_gaps(Flight& flight) {
+    constexpr std::uint32_t kPagesAtOnce = 8;  // a writer of the chunk waits no longer
+    const Load& load = flight.loads[0];
+    ChunkEntry& entry = parts_.state.chunks()[load.chunk];
+    const ImageHeader& h = parts_.stage->header(load.image);
+    const PageEntry* pages = &parts_.state.pages()[first_page({load.chunk}).n];
+    const std::byte* scratch = scratch_of(flight);
+    const std::uint32_t end = flight.fetched.first + flight.fetched.count;
+    for (std::uint32_t first = flight.fetched.first; first < end; first += kPagesAtOnce) {
+        const ChunkLock lock(entry);
+        for (std::uint32_t p = first; p < std::min(first + kPagesAtOnce, end); ++p) {
+            if (h.valid.test(p) || pages[p].state() != PageEntry::State::stored) continue;
+            std::memcpy(parts_.stage->page(load.image, p), scratch + p * kPageBytes, kPageBytes);
+            flight.filled.set(p);
+        }
     }
 }
 
 void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
-    ChunkEntry& entry = parts_.state.chunks()[flight.chunk];
-    ImageHeader& h = parts_.stage->header(flight.image);
-    {
-        const ChunkLock lock(entry);
-        if (status == IoStatus::ok) {
-            pages_flushed_.fetch_add(h.in_flight.count(), std::memory_order_relaxed);
-        } else {
-            h.in_flight.for_each_run([&h](PageRun run) {
-                for (std::uint32_t p = run.first; p < run.first + run.count; ++p)
-                    if (h.valid.test(p)) h.dirty.set(p);  // not what was discarded meanwhile
-            });
-            parts_.mark_dirty(h, now);
-        }
-        h.in_flight.clear_all();
-        --entry.pins;
-        parts_.release_if_empty(entry);
+    for (std::uint32_t n = 0; n < flight.count; ++n) {
+        finish_load(flight.loads[n], status, flight.filled, now);
+        flying_[flight.loads[n].image] = 0;
     }
-    flight.active = false;
+    flight.phase = Flight::Phase::idle;
     if (status == IoStatus::ok) {
         if (failures_in_row_ != 0) parts_.refuse_writes.store(false);
         failures_in_row_ = 0;
@@ -226,6 +371,36 @@ void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
         note_failure(now);
     }
     parts_.notify_room();
+}
+
+/// `filled`: of the only load of a flight that was completed.
+void Flusher::finish_load(const Load& load, IoStatus status, const PageBits& filled, std::uint64_t now) {
+    ChunkEntry& entry = parts_.state.chunks()[load.chunk];
+    ImageHeader& h = parts_.stage->header(load.image);
+    const ChunkLock lock(entry);
+    if (status == IoStatus::ok) {
+        pages_flushed_.fetch_add(h.in_flight.count(), std::memory_order_relaxed);
+    } else {
+        h.in_flight.for_each_run([&h](PageRun run) {
+            for (std::uint32_t p = run.first; p < run.first + run.count; ++p)
+                if (h.valid.test(p)) h.dirty.set(p);  // not what was discarded meanwhile
+        });
+        // The failed copy may have damaged them in VRAM; the image has what was there.
+        filled.for_each_run([&](PageRun run) {
+            for (std::uint32_t p = run.first; p < run.first + run.count; ++p) {
+                const PageIndex page{first_page({load.chunk}).n + p};
+                if (h.valid.test(p) || !parts_.state.pages()[page.n].holds(
+                                           page_checksum(parts_.stage->page(load.image, p), page)))
+                    continue;
+                h.valid.set(p);
+                h.dirty.set(p);
+            }
+        });
+        parts_.mark_dirty(h, now);
+    }
+    h.in_flight.clear_all();
+    --entry.pins;
+    parts_.release_if_empty(entry);
 }
 
 void Flusher::note_failure(std::uint64_t now) {

@@ -24,6 +24,8 @@ struct alignas(64) QueueCounters {
     std::atomic<std::uint64_t> pages_written{0};
     std::atomic<std::uint64_t> pages_discarded{0};
     std::atomic<std::uint64_t> zero_pages_written{0};
+    std::atomic<std::uint64_t> pages_written_direct{
+        0};                                          ///< of pages_written, from the request straight to VRAM
     std::atomic<std::uint64_t> pages_read_stage{0};  ///< of pages_read, found in the stage
     std::atomic<std::uint64_t> pages_read_gpu{0};    ///< of pages_read, copied from VRAM
     std::atomic<std::uint64_t> reread_pages{0};    ///< copies from VRAM repeated after an error or a mismatch
@@ -92,6 +94,8 @@ class StoreParts {
     std::atomic<bool> growth_failed{false};
     /// Copies to VRAM fail again and again: writes are refused, the pages stay in RAM.
     std::atomic<bool> refuse_writes{false};
+    /// How queues and flusher let the GPU copy.
+    std::atomic<EngineMode> mode{EngineMode::copy};
 
   private:
     std::vector<std::atomic<std::uint32_t>> segment_ids_;

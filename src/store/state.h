@@ -21,7 +21,12 @@ namespace vramswap {
 
 /// A page table entry: state in the two highest bits, 56 bits of checksum below.
 struct PageEntry {
-    enum class State : std::uint8_t { absent = 0, stored = 1, lost = 2 };
+    enum class State : std::uint8_t {
+        absent = 0,
+        stored = 1,
+        lost = 2,
+        writing = 3,  ///< on its way from a request straight to VRAM: neither the old nor the new content yet
+    };
     static constexpr int kStateShift = 62;
     static constexpr std::uint64_t kChecksumMask = (std::uint64_t{1} << 56) - 1;
 
@@ -29,12 +34,15 @@ struct PageEntry {
 
     [[nodiscard]] std::uint64_t load() const { return word.load(std::memory_order_relaxed); }
     [[nodiscard]] State state() const { return static_cast<State>(load() >> kStateShift); }
-    [[nodiscard]] bool holds(std::uint64_t checksum) const { return load() == stored_word(checksum); }
-    void store(std::uint64_t checksum) { word.store(stored_word(checksum), std::memory_order_release); }
-    void forget() { word.store(0, std::memory_order_release); }
+    [[nodiscard]] bool holds(std::uint64_t checksum) const {
+        return load() == word_of(State::stored, checksum);
+    }
+    void store(std::uint64_t checksum) { set(word_of(State::stored, checksum)); }
+    void set(std::uint64_t new_word) { word.store(new_word, std::memory_order_release); }
+    void forget() { set(0); }
 
-    static constexpr std::uint64_t stored_word(std::uint64_t checksum) {
-        return (std::uint64_t{1} << kStateShift) | (checksum & kChecksumMask);
+    static constexpr std::uint64_t word_of(State state, std::uint64_t checksum) {
+        return (static_cast<std::uint64_t>(state) << kStateShift) | (checksum & kChecksumMask);
     }
 };
 
@@ -55,9 +63,10 @@ struct ChunkEntry {
     OptionalIndex slot;        ///< 2 MiB of VRAM: segment * slots a segment + slot
     OptionalIndex image;       ///< of the stage
     std::uint16_t stored = 0;  ///< pages not absent
-    std::uint16_t pins = 0;    ///< GPU copies in flight from or to the slot; it may not be freed while not 0
+    std::uint16_t writing =
+        0;                   ///< pages in the state writing; only the requests themselves write to VRAM then
+    std::uint32_t pins = 0;  ///< GPU copies in flight from or to the slot; it may not be freed while not 0
     std::uint32_t last_use = 0;
-    std::uint32_t reserved = 0;
 };
 static_assert(sizeof(ChunkEntry) == 24);
 

@@ -90,11 +90,23 @@ TEST(PageBits, AgreesWithBitset) {
         ASSERT_EQ(bits.count(), model.count());
         ASSERT_EQ(bits.any(), model.any());
     }
-    others.set(3);
-    others.set(400);
-    bits.merge(others);
-    model.set(3).set(400);
-    for (std::uint32_t p = 0; p < kChunkPages; ++p) ASSERT_EQ(bits.test(p), model.test(p));
+    others.set_run({60, 70});
+    bits.keep_only(others);
+    for (std::uint32_t p = 0; p < kChunkPages; ++p)
+        ASSERT_EQ(bits.test(p), model.test(p) && p >= 60 && p < 130);
+}
+
+TEST(PageBits, KnowsItsSpan) {
+    PageBits bits;
+    EXPECT_EQ(bits.span().count, 0u);
+    for (const auto& [first, last] : std::vector<std::pair<std::uint32_t, std::uint32_t>>{
+             {0, 0}, {511, 511}, {0, 511}, {63, 64}, {70, 200}}) {
+        bits.clear_all();
+        bits.set(first);
+        bits.set(last);
+        EXPECT_EQ(bits.span().first, first);
+        EXPECT_EQ(bits.span().count, last - first + 1);
+    }
 }
 
 // ---- SlotAllocator ----

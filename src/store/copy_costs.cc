@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+#include "store/copy_costs.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "base/clock.h"
+
+namespace vramswap {
+namespace {
+
+constexpr std::size_t kRounds = 7;
+constexpr std::uint32_t kSmallCopies = 64;
+constexpr std::uint64_t kPatienceNs = 100'000'000;
+
+std::uint32_t median(std::array<std::uint64_t, kRounds>& values) {
+    std::nth_element(values.begin(), values.begin() + kRounds / 2, values.end());
+    return static_cast<std::uint32_t>(std::max<std::uint64_t>(values[kRounds / 2], 1));
+}
+
+/// Nanoseconds from submit to completion; none if it fails or takes for ever.
+std::optional<std::uint64_t> time_of(TransferQueue& queue, std::span<const Copy> copies) {
+    const std::uint64_t begin = now_ns();
+    Ticket ticket = 0;
+    if (queue.submit(copies, ticket) != IoStatus::pending) return {};
+    for (std::uint64_t now = begin; now - begin < kPatienceNs; now = now_ns()) {
+        const IoStatus status = queue.poll(ticket);
+        if (status == IoStatus::ok) return now_ns() - begin;
+        if (status != IoStatus::pending) return {};
+    }
+    return {};
+}
+
+std::optional<std::uint32_t> median_time(TransferQueue& queue, std::span<const Copy> copies) {
+    std::array<std::uint64_t, kRounds> times{};
+    for (auto& time : times) {
+        const auto one = time_of(queue, copies);
+        if (!one) return {};
+        time = *one;
+    }
+    return median(times);
+}
+
+std::uint32_t merge_time(std::span<std::byte> host) {
+    std::array<std::uint64_t, kRounds> times{};
+    const std::size_t half = host.size() / 2;
+    for (auto& time : times) {
+        const std::uint64_t begin = now_ns();
+        std::memcpy(host.data(), host.data() + half, half);
+        time = (now_ns() - begin) * kPageBytes / half;
+    }
+    return median(times);
+}
+
+}  // namespace
+
+CopyCosts measure_copy_costs(TransferQueue& queue, const Caps& caps, std::span<std::byte> host,
+                             SegmentId segment) {
+    CopyCosts costs;
+    // Every second page: neighbours that a driver could join would be no small copies.
+    std::vector<Copy> scattered;
+    for (std::uint64_t n = 0; n < kSmallCopies; ++n)
+        scattered.push_back({Copy::Op::to_gpu, segment, n * 2 * kPageBytes, host.data() + n * 2 * kPageBytes,
+                             static_cast<std::uint32_t>(kPageBytes)});
+    const Copy chunk{Copy::Op::to_gpu, segment, 0, host.data(), static_cast<std::uint32_t>(kChunkBytes)};
+    const auto small = median_time(queue, scattered);
+    const auto large = median_time(queue, {&chunk, 1});
+    if (!small || !large) return costs;
+    costs.small_copy_ns = costs.turbo_copy_ns = std::max(*small / kSmallCopies, 1u);
+    costs.page_ns = std::max(*large / static_cast<std::uint32_t>(kChunkPages), 1u);
+    costs.merge_page_ns = merge_time(host.first(kChunkBytes));
+    if (!caps.turbo) return costs;
+    queue.set_mode(EngineMode::turbo);
+    if (const auto turbo = median_time(queue, scattered))
+        costs.turbo_copy_ns = std::max(*turbo / kSmallCopies, 1u);
+    queue.set_mode(EngineMode::copy);
+    return costs;
+}
+
+}  // namespace vramswap
