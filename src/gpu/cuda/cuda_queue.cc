@@ -151,15 +151,66 @@ Result<void> CudaQueue::warm_copies(std::span<std::byte> host, SegmentId segment
     for (const Copy::Op op : {Copy::Op::to_gpu, Copy::Op::from_gpu}) {
         if (auto ok = run(copies_of(op, 1, kPageBytes)); !ok) return ok;
         if (auto ok = run(copies_of(op, 1, kWarmBytes)); !ok) return ok;
-        if (auto ok = run(copies_of(op, kBatchMin, kPageBytes)); !ok) return ok;
         if (auto ok = run(copies_of(op, kBatchMax, kWarmBytes / kBatchMax)); !ok) return ok;
+        if (!backend_.caps().turbo) continue;
+        set_mode(EngineMode::turbo);
+        thresholds_.turbo = 1;
+        for (const std::size_t pages : {std::size_t{1}, kPageKernelSmall, kPageKernelLarge, kChunkPages})
+            if (auto ok = run(copies_of(op, pages, kPageBytes)); !ok) return ok;
+        set_mode(EngineMode::copy);
     }
+    if (auto ok = calibrate(host, segment); !ok) return ok;
     // The driver's rings and pools grow with what is in flight: fill the queue once.
     const auto page = copies_of(Copy::Op::to_gpu, 1, kPageBytes);
     for (Ticket ticket = 1; ticket < kDepth; ++ticket)
         if (do_submit(page, ticket) != IoStatus::ok)
             return Error{Errc::failed, 0, "filling a GPU queue failed", "See the kernel log (\"Xid\")"};
     return run(page);
+}
+
+/// Finds from how many pages on a batch, and a kernel, beat single copies; once for each GPU, since it takes
+/// some milliseconds.
+Result<void> CudaQueue::calibrate(std::span<std::byte> host, SegmentId segment) {
+    if (backend_.thresholds()) {
+        thresholds_ = *backend_.thresholds();
+        return {};
+    }
+    constexpr std::size_t kNever = ~std::size_t{0};
+    Thresholds found{kNever, kNever};
+    std::vector<Copy> copies;
+    for (std::size_t n = 2; n <= 64; n *= 2) {
+        copies.clear();  // every second page: neighbours that the driver could join are no small copies
+        for (std::size_t i = 0; i < n; ++i)
+            copies.push_back({Copy::Op::from_gpu, segment, i * 2 * kPageBytes,
+                              host.data() + i * 2 * kPageBytes, static_cast<std::uint32_t>(kPageBytes)});
+        const auto single = time_of(copies, {kNever, kNever});
+        if (!single) return std::move(single).error();
+        const auto batch = time_of(copies, {1, kNever});
+        if (!batch) return std::move(batch).error();
+        if (found.batch == kNever && has_batch() && *batch <= *single) found.batch = n;
+        if (!backend_.caps().turbo) continue;
+        set_mode(EngineMode::turbo);
+        const auto turbo = time_of(copies, {kNever, 1});
+        set_mode(EngineMode::copy);
+        if (!turbo) return std::move(turbo).error();
+        if (found.turbo == kNever && *turbo <= std::min(*single, *batch)) found.turbo = n;
+    }
+    thresholds_ = found;
+    backend_.set_thresholds(found);
+    return {};
+}
+
+/// Nanoseconds until complete, the median of several.
+Result<std::uint64_t> CudaQueue::time_of(std::span<const Copy> copies, Thresholds thresholds) {
+    thresholds_ = thresholds;
+    std::array<std::uint64_t, 7> times{};
+    for (auto& time : times) {
+        const std::uint64_t begin = now_ns();
+        if (auto ok = run(copies); !ok) return std::move(ok).error();
+        time = now_ns() - begin;
+    }
+    std::ranges::sort(times);
+    return times[times.size() / 2];
 }
 
 /// Submits and waits. Also the first use of the calls that poll makes.
@@ -194,7 +245,9 @@ IoStatus CudaQueue::do_submit(std::span<const Copy> copies, Ticket ticket) {
     if (backend_.health() != Health::good) return IoStatus::io_error;
     CuResult result = backend_.make_current();
     if (result == code::kSuccess)
-        result = copies.size() >= kBatchMin && has_batch() ? copy_batches(copies) : copy_each(copies);
+        result = worth_a_kernel(copies)                              ? copy_turbo(copies)
+                 : copies.size() >= thresholds_.batch && has_batch() ? copy_batches(copies)
+                                                                     : copy_each(copies);
     if (result == code::kSuccess) result = mark(ticket);
     if (result == code::kSuccess) return IoStatus::ok;
     backend_.report(result);
@@ -238,6 +291,50 @@ CuResult CudaQueue::copy_batches(std::span<const Copy> copies) {
         copies = copies.subspan(count);
     }
     return code::kSuccess;
+}
+
+/// Small, and in whole pages at addresses that a kernel can take.
+bool CudaQueue::for_kernel(const Copy& copy) const {
+    return copy.bytes <= kTurboPagesMax * kPageBytes && copy.bytes % kPageBytes == 0 &&
+           copy.offset % kPageBytes == 0 && host_address(copy.host) % kPageBytes == 0;
+}
+
+bool CudaQueue::worth_a_kernel(std::span<const Copy> copies) const {
+    if (mode() != EngineMode::turbo || backend_.kernels().small == nullptr) return false;
+    std::size_t small = 0;
+    for (const Copy& copy : copies) {
+        if (for_kernel(copy)) ++small;
+        if (small >= thresholds_.turbo) return true;
+    }
+    return false;
+}
+
+CuResult CudaQueue::copy_turbo(std::span<const Copy> copies) {
+    pair_count_ = 0;
+    for (const Copy& copy : copies) {
+        if (!for_kernel(copy)) {
+            if (const CuResult result = copy_each({&copy, 1}); result != code::kSuccess) return result;
+            continue;
+        }
+        const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
+        const CuDevicePtr host = host_address(copy.host);
+        for (std::uint32_t at = 0; at < copy.bytes; at += kPageBytes) {
+            pairs_[pair_count_++] =
+                copy.op == Copy::Op::to_gpu ? PagePair{gpu + at, host + at} : PagePair{host + at, gpu + at};
+            if (pair_count_ < kPageKernelLarge) continue;
+            if (const CuResult result = launch_pages(); result != code::kSuccess) return result;
+        }
+    }
+    return pair_count_ == 0 ? code::kSuccess : launch_pages();
+}
+
+/// The driver copies the parameters before it returns.
+CuResult CudaQueue::launch_pages() {
+    const PageKernels& kernels = backend_.kernels();
+    const CuFunction kernel = pair_count_ <= kPageKernelSmall ? kernels.small : kernels.large;
+    void* parameters[] = {pairs_.data()};
+    const auto pages = static_cast<unsigned>(std::exchange(pair_count_, 0));
+    return api_.launch_kernel(kernel, pages, 1, 1, kPageKernelThreads, 1, 1, 0, stream_, parameters, nullptr);
 }
 
 CuResult CudaQueue::mark(Ticket ticket) {
