@@ -61,10 +61,20 @@ void add_doctor(CLI::App& app, DoctorOptions& o, int& exit_status) {
 
 void add_bench(CLI::App& app, BenchOptions& o, int& exit_status) {
     CLI::App* c = app.add_subcommand("bench", "Measure the store beside the GPU's own ceiling");
-    c->add_option("--gpu", o.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
-    c->add_option("--seconds", o.seconds, "For each measurement")
+    BenchRequest& r = o.request;
+    c->add_option("--gpu", r.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
+    c->add_option("--seconds", r.seconds, "For each measurement")
         ->check(CLI::Range(0.05, 60.0))
         ->capture_default_str();
+    c->add_option("--mode", r.mode, "How small copies are made: copy, turbo, both")
+        ->check(CLI::IsMember({"copy", "turbo", "both"}))
+        ->capture_default_str();
+    c->add_option("--threads", r.threads, "Threads of the jobs with many; 0 = one for each CPU, at most 8")
+        ->check(CLI::Range(0, 64))
+        ->capture_default_str();
+    c->add_option("--only", r.only, "Only these measurements, comma-separated")->delimiter(',');
+    c->add_flag_callback(
+        "--quick", [&r] { r.extent = "quick"; }, "Without the sweeps over block size and depth");
     add_json(*c, o);
     c->callback([&] { exit_status = run_bench(o); });
 }

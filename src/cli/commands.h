@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "ctl/messages.h"
 
 namespace vramswap {
 
@@ -40,8 +41,7 @@ struct DoctorOptions {
     Output output = Output::table;
 };
 struct BenchOptions {
-    std::string gpu = "auto";
-    double seconds = 1.0;  ///< for each measurement
+    BenchRequest request;
     Output output = Output::table;
 };
 struct DemoOptions {

@@ -10,11 +10,12 @@ mkdir -p "$out"
 failed=0
 
 note() { printf '\n== %s\n' "$*"; }
+limit_s=120
 run() { # name command...
     name=$1
     shift
     note "$name: $*"
-    timeout -k 30 120 "$@" >"$out/$name.out" 2>"$out/$name.err"
+    timeout -k 30 "$limit_s" "$@" >"$out/$name.out" 2>"$out/$name.err"
     status=$?
     tail -n 40 "$out/$name.out"
     tail -n 20 "$out/$name.err" >&2
@@ -33,7 +34,9 @@ cat "$out/machine.txt"
 
 run doctor "$build/vramswap" doctor
 run contract env VRAMSWAP_TEST_GPU=cuda "$build/backend_contract"
+limit_s=400
 run bench "$build/vramswap" bench --gpu cuda --json
+limit_s=120
 run demo "$build/vramswap" demo --gpu cuda --json
 run demo2 "$build/vramswap" demo --gpu cuda --json
 
