@@ -13,11 +13,14 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "store/checksum.h"
+#include "store/page_memory.h"
 
 namespace vramswap {
 namespace {
 constexpr std::uint32_t kFailuresBeforeRefusing = 5;
 constexpr std::uint64_t kPauseMaxNs = 1'000'000'000;
+/// So long the thread spins while no flight ends.
+constexpr std::uint64_t kSpinNs = 200'000;
 }  // namespace
 
 void warm_up_thread(TransferQueue& queue) {
@@ -66,7 +69,6 @@ void Flusher::stop() {
 }
 
 void Flusher::run() {
-    constexpr std::uint64_t kSpinNs = 200'000;
     std::uint64_t busy_since = 0;
     warm_up_thread(*to_gpu_);
     warm_up_thread(*from_gpu_);
@@ -76,15 +78,31 @@ void Flusher::run() {
         if (next != kNow) {
             busy_since = 0;
             sleep_until(next);
-        } else if (busy_since == 0) {
-            busy_since = now;
-        } else if (now - busy_since < kSpinNs) {
-            cpu_relax();
+            continue;
+        }
+        if (busy_since == 0) busy_since = now;
+        if (now - busy_since < kSpinNs) {
+            if (await_flight(now)) busy_since = 0;
         } else {  // a slow or hung GPU: do not burn the CPU
             constexpr timespec kNap{0, 50'000};
             ::ppoll(nullptr, 0, &kNap, nullptr);
         }
     }
+}
+
+/// Looks for the end of a flight for a moment, and at nothing else: looking at the images takes their lines
+/// from those who write to them. False if none ended.
+bool Flusher::await_flight(std::uint64_t since) {
+    constexpr std::uint64_t kMomentNs = 10'000;
+    do {
+        for (const Flight& flight : flights_) {
+            if (flight.phase == Flight::Phase::idle) continue;
+            TransferQueue& queue = flight.phase == Flight::Phase::fetching ? *from_gpu_ : *to_gpu_;
+            if (queue.poll(flight.ticket) != IoStatus::pending) return true;
+        }
+        cpu_relax();
+    } while (now_ns() - since < kMomentNs);
+    return false;
 }
 
 void Flusher::sleep_until(std::uint64_t when) {
@@ -351,8 +369,9 @@ void Flusher::fill_gaps(Flight& flight) {
     for (std::uint32_t first = flight.fetched.first; first < end; first += kPagesAtOnce) {
         const ChunkLock lock(entry);
         for (std::uint32_t p = first; p < std::min(first + kPagesAtOnce, end); ++p) {
+            if (p + 1 < end) prefetch_page(scratch + (p + 1) * kPageBytes);
             if (h.valid.test(p) || pages[p].state() != PageEntry::State::stored) continue;
-            std::memcpy(parts_.stage->page(load.image, p), scratch + p * kPageBytes, kPageBytes);
+            stream_page(parts_.stage->page(load.image, p), scratch + p * kPageBytes);
             flight.filled.set(p);
         }
     }

@@ -97,6 +97,7 @@ class Flusher {
     enum class Begun : std::uint8_t { yes, no, alone };
 
     void run();
+    bool await_flight(std::uint64_t since);
     void sleep_until(std::uint64_t when);
     [[nodiscard]] bool wants_to_drain() const;
 

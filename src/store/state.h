@@ -77,15 +77,17 @@ struct SegmentEntry {
     std::uint64_t bytes = 0;
 };
 
-struct ImageHeader {
+/// Lines of their own: the flusher looks at the first while writers change the others of this image and all
+/// of the next.
+struct alignas(64) ImageHeader {
     /// Atomic where the flusher looks before it takes the chunk's lock: chunk + 1 (0 = free), the time of the
     /// oldest dirty page, and dirty.count().
     std::atomic<std::uint32_t> chunk_plus_one{0};
     std::atomic<std::uint32_t> dirty_pages{0};
     std::atomic<std::uint64_t> dirty_since_ns{0};
-    PageBits valid;      ///< the image has the page's newest content
-    PageBits dirty;      ///< the image has it and VRAM does not
-    PageBits in_flight;  ///< being copied to VRAM: the bytes may not change
+    alignas(64) PageBits valid;  ///< the image has the page's newest content
+    PageBits dirty;              ///< the image has it and VRAM does not
+    PageBits in_flight;          ///< being copied to VRAM: the bytes may not change
 };
 
 struct StateHeader {

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "store/checksum.h"
+#include "store/page_memory.h"
 
 namespace vramswap {
 namespace {
@@ -127,6 +128,7 @@ IoStatus StoreQueue::write(BlockRequest& request) {
         transfer = &flying_.push();
         *transfer = Transfer{.request = &request};
     }
+    prefetch_page(request.data);
     IoStatus status = IoStatus::ok;
     for_each_piece(request, kWritePiecePages, [&](const Piece& piece) {
         status = write_piece(request, piece, transfer);
@@ -146,8 +148,10 @@ IoStatus StoreQueue::write(BlockRequest& request) {
 /// ok: the piece is in the stage, or in `transfer` (null: no room in the queue).
 IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece, Transfer* transfer) {
     bool all_zero = true;
+    const std::byte* const end = request.data + request.bytes;
     for (std::uint32_t i = 0; i < piece.run.count; ++i) {
         const std::byte* page = piece.data + std::size_t{i} * kPageBytes;
+        if (page + kPageBytes < end) prefetch_page(page + kPageBytes);
         const PageIndex index{first_page(piece.chunk).n + piece.run.first + i};
         const bool zero = is_zero_page(page);
         digests_[piece.at + i] = zero ? kZeroPage : page_checksum(page, index);
@@ -217,7 +221,7 @@ void StoreQueue::stage_pages(ChunkEntry& entry, const Piece& piece) {
             continue;
         }
         const std::uint32_t image = entry.image.get();
-        std::memcpy(parts_.stage->page(image, p), piece.data + std::size_t{i} * kPageBytes, kPageBytes);
+        stream_page(parts_.stage->page(image, p), piece.data + std::size_t{i} * kPageBytes);
         ImageHeader& h = parts_.stage->header(image);
         h.valid.set(p);
         h.dirty.set(p);
@@ -366,8 +370,12 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu) {
 /// Clears from the read's pages what is right now; unpins the chunk when nothing of it is left to copy.
 void StoreQueue::check_piece(const Piece& piece, Transfer& transfer) {
     const std::uint32_t end = piece.at + piece.run.count;
+    const std::byte* const data_end = transfer.request->data + transfer.request->bytes;
+    prefetch_page(transfer.request->data + std::size_t{piece.at} * kPageBytes);
     for (std::uint32_t i = piece.at; i < end; ++i) {
         if (!transfer.pages.test(i)) continue;
+        const std::byte* const next = transfer.request->data + std::size_t{i + 1} * kPageBytes;
+        if (next < data_end) prefetch_page(next);
         const PageIndex page{first_page(piece.chunk).n + piece.run.first + (i - piece.at)};
         digests_[i] = page_checksum(transfer.request->data + std::size_t{i} * kPageBytes, page);
     }

@@ -542,14 +542,19 @@ int cuModuleGetFunction(CuFunction* function, CuModule, const char* name) {
     return 0;
 }
 int cuLaunchKernel(CuFunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned shared_bytes, CuStream, void** parameters,
-                   void** extra) {
+                   unsigned block_y, unsigned block_z, unsigned shared_bytes, CuStream stream,
+                   void** parameters, void** extra) {
     FAKE_ENTER_CONTEXT();
     if (grid_y * grid_z * block_y * block_z != 1 || block_x != kPageKernelThreads || shared_bytes != 0 ||
         extra != nullptr)
         return code::kInvalidValue;
-    return copy_pages(*reinterpret_cast<std::size_t*>(function), grid_x,
-                      static_cast<const PagePair*>(parameters[0]));
+    const int copied = copy_pages(*reinterpret_cast<std::size_t*>(function), grid_x,
+                                  static_cast<const PagePair*>(parameters[0]));
+    const auto counter = *static_cast<const std::uint64_t*>(parameters[1]);
+    if (copied != 0 || counter == 0) return copied;
+    if (!is_device(counter, 4)) return code::kIllegalAddress;
+    return write_value(stream, *static_cast<const std::uint64_t*>(parameters[2]),
+                       *static_cast<const std::uint32_t*>(parameters[3]));
 }
 int cuMemcpyBatchAsync(CuDevicePtr* to, CuDevicePtr* from, std::size_t* bytes, std::size_t count,
                        CuMemcpyAttributes* attributes, std::size_t* starts, std::size_t attribute_count,

@@ -689,7 +689,8 @@ TEST(CudaQueue, WithoutItsKernelTurboIsCopy) {
 }
 
 TEST(CudaQueue, AKernelThatFailsIsAnError) {
-    const auto backend = open_fake();
+    const TempFolder folder;  // a driver of its own: what a lost context held stays allocated
+    const auto backend = open_fake(fake_at(fake_without(folder, {})));
     auto queue = *backend->make_queue();
     queue->set_mode(EngineMode::turbo);
     const SegmentId segment = *backend->allocate_segment(mib(2));

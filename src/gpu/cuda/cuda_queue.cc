@@ -77,6 +77,7 @@ CudaQueue::~CudaQueue() {
     backend_.report(api_.stream_synchronize(stream_));
     for (CuEvent event : events_)
         if (event != nullptr) (void)api_.event_destroy(event);
+    if (counter_ != 0) (void)api_.mem_free(counter_);
     (void)api_.stream_destroy(stream_);
 }
 
@@ -86,7 +87,7 @@ Result<void> CudaQueue::set_up() {
     result = try_write_value();
     if (result == code::kSuccess) {
         marker_ = Marker::write_value;
-        return {};
+        return make_counter();
     }
     if (classify(result) != Damage::none) return backend_.fail(result, "cuStreamWriteValue32");
     return make_events();
@@ -111,6 +112,18 @@ CuResult CudaQueue::try_write_value() {
     if (result != code::kSuccess) return result;
     const std::atomic_ref<std::uint32_t> word(*word_);
     return word.exchange(0) == kProbe ? code::kSuccess : code::kNotSupported;
+}
+
+/// For the kernels that tell of their end by themselves.
+Result<void> CudaQueue::make_counter() {
+    if (!backend_.caps().turbo) return {};
+    CuResult result = api_.mem_alloc(&counter_, sizeof(std::uint32_t));
+    if (result != code::kSuccess) return backend_.fail(result, "cuMemAlloc of a counter");
+    const std::byte* const zero = completion_.memory().data() + kPageBytes / 2;  // never written
+    result = api_.memcpy_htod_async(counter_, zero, sizeof(std::uint32_t), stream_);
+    if (result == code::kSuccess) result = api_.stream_synchronize(stream_);
+    if (result != code::kSuccess) return backend_.fail(result, "clearing a counter");
+    return {};
 }
 
 Result<void> CudaQueue::make_events() {
@@ -244,11 +257,12 @@ std::uint64_t CudaQueue::do_segment_bytes(SegmentId segment) const {
 IoStatus CudaQueue::do_submit(std::span<const Copy> copies, Ticket ticket) {
     if (backend_.health() != Health::good) return IoStatus::io_error;
     CuResult result = backend_.make_current();
-    if (result == code::kSuccess)
-        result = worth_a_kernel(copies)                              ? copy_turbo(copies)
-                 : copies.size() >= thresholds_.batch && has_batch() ? copy_batches(copies)
-                                                                     : copy_each(copies);
-    if (result == code::kSuccess) result = mark(ticket);
+    if (result == code::kSuccess && worth_a_kernel(copies)) {
+        result = copy_turbo(copies, ticket);
+    } else if (result == code::kSuccess) {
+        result = copies.size() >= thresholds_.batch && has_batch() ? copy_batches(copies) : copy_each(copies);
+        if (result == code::kSuccess) result = mark(ticket);
+    }
     if (result == code::kSuccess) return IoStatus::ok;
     backend_.report(result);
     quiesce();
@@ -309,30 +323,35 @@ bool CudaQueue::worth_a_kernel(std::span<const Copy> copies) const {
     return false;
 }
 
-CuResult CudaQueue::copy_turbo(std::span<const Copy> copies) {
+/// Also marks the end: the last launch does it by itself where it can.
+CuResult CudaQueue::copy_turbo(std::span<const Copy> copies, Ticket ticket) {
     pair_count_ = 0;
-    for (const Copy& copy : copies) {
-        if (!for_kernel(copy)) {
+    for (const Copy& copy : copies)
+        if (!for_kernel(copy))
             if (const CuResult result = copy_each({&copy, 1}); result != code::kSuccess) return result;
-            continue;
-        }
+    for (const Copy& copy : copies) {
+        if (!for_kernel(copy)) continue;
         const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
         const CuDevicePtr host = host_address(copy.host);
         for (std::uint32_t at = 0; at < copy.bytes; at += kPageBytes) {
+            if (pair_count_ == kPageKernelLarge)
+                if (const CuResult result = launch_pages({}); result != code::kSuccess) return result;
             pairs_[pair_count_++] =
                 copy.op == Copy::Op::to_gpu ? PagePair{gpu + at, host + at} : PagePair{host + at, gpu + at};
-            if (pair_count_ < kPageKernelLarge) continue;
-            if (const CuResult result = launch_pages(); result != code::kSuccess) return result;
         }
     }
-    return pair_count_ == 0 ? code::kSuccess : launch_pages();
+    if (marker_ == Marker::write_value)
+        return launch_pages({counter_, word_on_gpu_, static_cast<std::uint32_t>(ticket)});
+    const CuResult result = launch_pages({});
+    return result == code::kSuccess ? mark(ticket) : result;
 }
 
 /// The driver copies the parameters before it returns.
-CuResult CudaQueue::launch_pages() {
+CuResult CudaQueue::launch_pages(const PageKernelEnd& end) {
     const PageKernels& kernels = backend_.kernels();
     const CuFunction kernel = pair_count_ <= kPageKernelSmall ? kernels.small : kernels.large;
-    void* parameters[] = {pairs_.data()};
+    PageKernelEnd told = end;
+    void* parameters[] = {pairs_.data(), &told.counter, &told.word, &told.ticket};
     const auto pages = static_cast<unsigned>(std::exchange(pair_count_, 0));
     return api_.launch_kernel(kernel, pages, 1, 1, kPageKernelThreads, 1, 1, 0, stream_, parameters, nullptr);
 }

@@ -64,6 +64,7 @@ class CudaQueue final : public TransferQueue {
     Result<void> set_up();
     CuResult try_write_value();
     Result<void> make_events();
+    Result<void> make_counter();
     Result<void> warm_up();
     Result<void> warm_copies(std::span<std::byte> host, SegmentId segment);
     Result<void> calibrate(std::span<std::byte> host, SegmentId segment);
@@ -74,8 +75,8 @@ class CudaQueue final : public TransferQueue {
     [[nodiscard]] bool has_batch() const;
     CuResult copy_each(std::span<const Copy> copies);
     CuResult copy_batches(std::span<const Copy> copies);
-    CuResult copy_turbo(std::span<const Copy> copies);
-    CuResult launch_pages();
+    CuResult copy_turbo(std::span<const Copy> copies, Ticket ticket);
+    CuResult launch_pages(const PageKernelEnd& end);
     [[nodiscard]] bool for_kernel(const Copy& copy) const;
     [[nodiscard]] bool worth_a_kernel(std::span<const Copy> copies) const;
     CuResult mark(Ticket ticket);
@@ -91,6 +92,7 @@ class CudaQueue final : public TransferQueue {
     const PinnedPages completion_;
     std::uint32_t* const word_;  ///< low 32 bits of the last completed ticket, written by the GPU
     CuDevicePtr word_on_gpu_ = 0;
+    CuDevicePtr counter_ = 0;  ///< of PageKernelEnd
     CuStream stream_ = nullptr;
     Marker marker_ = Marker::event;
     bool batch_works_ = true;
