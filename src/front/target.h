@@ -32,6 +32,7 @@ struct BlockRequest {
 /// Serves one thread. submit and poll never block, never allocate, never throw.
 class TargetQueue {
   public:
+    /// REQUIRES: nothing in flight.
     virtual ~TargetQueue() = default;
     TargetQueue(const TargetQueue&) = delete;
     TargetQueue& operator=(const TargetQueue&) = delete;

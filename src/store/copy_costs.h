@@ -4,6 +4,7 @@
 // by a factor of ten between cards, drivers and PCIe generations.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -18,10 +19,18 @@ struct CopyCosts {
     std::uint32_t small_copy_ns = 1900;  ///< one of many copies of 4 KiB in one submission, mode copy
     std::uint32_t turbo_copy_ns = 1900;  ///< the same, mode turbo
     std::uint32_t page_ns = 80;          ///< 4 KiB more in a large copy
-    std::uint32_t merge_page_ns = 250;   ///< the CPU moves 4 KiB from one part of the stage to another
+    std::uint32_t merge_page_ns = 250;   ///< the CPU checks 4 KiB in one part of the stage and moves it to another
 
     [[nodiscard]] std::uint32_t small_ns(EngineMode mode) const {
         return mode == EngineMode::turbo ? turbo_copy_ns : small_copy_ns;
+    }
+    /// Of so many copies with so many pages together. REQUIRES: a page in each.
+    [[nodiscard]] std::uint64_t copies_ns(EngineMode mode, std::uint64_t copies, std::uint64_t pages) const {
+        return copies * small_ns(mode) + (pages - copies) * page_ns;
+    }
+    /// As many pages more cost no more than one copy more.
+    [[nodiscard]] std::uint32_t gap_pages(EngineMode mode) const {
+        return small_ns(mode) / std::max(page_ns, 1u);
     }
 };
 

@@ -181,17 +181,15 @@ std::uint64_t Flusher::find_due(std::uint64_t now) {
 /// When images run short, the oldest of the young are due too: as many as are missing, so that others fill up
 /// meanwhile.
 void Flusher::add_oldest_due() {
-    const std::uint32_t flying = static_cast<std::uint32_t>(std::ranges::count(flying_, 1));
-    const auto dirty = static_cast<std::uint32_t>(due_.size() + young_.size());
-    // Free, clean or on their way: they are or will be free without being sent now.
-    const std::uint32_t coming = parts_.stage->images() - dirty + static_cast<std::uint32_t>(due_.size());
-    if (parts_.stage->free_images() >= free_images_low_ || coming >= free_images_low_ + flying) return;
+    // Free, clean, on their way or due: they are free or will be without another flight.
+    const std::uint32_t coming = parts_.stage->images() - static_cast<std::uint32_t>(young_.size());
+    if (coming >= free_images_low_) return;
     const auto since = [this](std::uint32_t i) {
         return parts_.stage->header(i).dirty_since_ns.load(std::memory_order_relaxed);
     };
     std::ranges::sort(young_, [&](std::uint32_t a, std::uint32_t b) { return since(a) < since(b); });
-    const std::size_t missing = free_images_low_ + flying - coming;
-    for (std::size_t n = 0; n < std::min(missing, young_.size()); ++n) due_.push_back(young_[n]);
+    const std::size_t missing = free_images_low_ - coming;  // young_ has more: low is less than all
+    due_.insert(due_.end(), young_.begin(), young_.begin() + static_cast<std::ptrdiff_t>(missing));
 }
 
 /// The pages that one set of copies brings to VRAM: the dirty ones, and what lies in narrow gaps between them
@@ -199,8 +197,7 @@ void Flusher::add_oldest_due() {
 PageBits Flusher::bridged(const ImageHeader& header, ChunkIndex chunk) const {
     PageBits sent = header.dirty;
     if (parts_.state.chunks()[chunk.n].writing != 0) return sent;  // somebody else writes to this slot
-    const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
-    const std::uint32_t gap_max = costs_.small_ns(mode) / costs_.page_ns;
+    const std::uint32_t gap_max = costs_.gap_pages(parts_.mode.load(std::memory_order_relaxed));
     const PageEntry* pages = &parts_.state.pages()[first_page(chunk).n];
     std::uint32_t end = kChunkPages;  // of the run before
     header.dirty.for_each_run([&](PageRun run) {
@@ -222,14 +219,14 @@ PageRun Flusher::worth_completing(const PageBits& sent, const ImageHeader& heade
     sent.for_each_run([&runs](PageRun) { ++runs; });
     const PageRun span = sent.span();
     const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
-    const std::uint64_t there_and_back = std::uint64_t{2} * span.count * costs_.page_ns;
-    const std::uint64_t runs_cost = runs * costs_.small_ns(mode);
-    if (runs_cost <= there_and_back) return {};
+    const std::uint64_t in_runs = costs_.copies_ns(mode, runs, sent.count());
+    const std::uint64_t there_and_back = 2 * costs_.copies_ns(mode, 1, span.count);
+    if (in_runs <= there_and_back) return {};
     const PageEntry* pages = &parts_.state.pages()[first_page(chunk).n];
     std::uint64_t missing = 0;
     for (std::uint32_t p = span.first; p < span.first + span.count; ++p)
         if (!header.valid.test(p) && pages[p].state() != PageEntry::State::absent) ++missing;
-    return there_and_back + missing * costs_.merge_page_ns < runs_cost ? span : PageRun{};
+    return there_and_back + missing * costs_.merge_page_ns < in_runs ? span : PageRun{};
 }
 
 // ---- flights ----
@@ -282,7 +279,6 @@ std::size_t Flusher::start_flight(Flight& flight, std::size_t n, std::uint64_t n
         // No scratch memory is free: its turn comes with the next step.
     }
     if (flight.count == 0) return n;
-    flight.filled.clear_all();
     TransferQueue& queue = flight.fetched.count != 0 ? *from_gpu_ : *to_gpu_;
     flight.phase = flight.fetched.count != 0 ? Flight::Phase::fetching : Flight::Phase::sending;
     if (queue.submit(copies_scratch_, flight.ticket) == IoStatus::pending)
@@ -301,33 +297,48 @@ Flusher::Begun Flusher::begin(Flight& flight, std::uint32_t image) {
     ChunkEntry& entry = parts_.state.chunks()[chunk.n];
     const ChunkLock lock(entry);
     if (!entry.image.has() || entry.image.get() != image || !h.dirty.any()) return Begun::no;
-    PageBits sent = bridged(h, chunk);
+    const PageBits sent = bridged(h, chunk);
     const PageRun span = worth_completing(sent, h, chunk);
-    const StoreParts::Place place = parts_.place(entry.slot.get());
-    const auto list = [&](Copy::Op op, PageRun run, std::byte* host) {
-        copies_scratch_.push_back({op, place.segment, place.offset + run.first * kPageBytes, host,
-                                   static_cast<std::uint32_t>(run.count * kPageBytes)});
-        bytes_scratch_ += run.count * kPageBytes;
-    };
+    std::byte* const scratch = scratch_of(flight);
+    if (span.count != 0 && (flight.count != 0 || scratch == nullptr)) return Begun::alone;
+    Load& load = flight.loads[flight.count++];
+    load = {image, chunk.n, 0};
     if (span.count != 0) {
-        std::byte* const scratch = scratch_of(flight);
-        if (flight.count != 0 || scratch == nullptr) return Begun::alone;
-        list(Copy::Op::from_gpu, span, scratch + span.first * kPageBytes);
+        PageBits all;
+        all.set_run(span);
+        list_copies(Copy::Op::from_gpu, load, all, scratch);
         flight.fetched = span;
-        sent.set_run(span);
     } else {
-        sent.for_each_run(
-            [&](PageRun run) { list(Copy::Op::to_gpu, run, parts_.stage->page(image, run.first)); });
+        freeze(load, h, sent);
+        list_copies(Copy::Op::to_gpu, load, sent, parts_.stage->page(image, 0));
     }
-    // What VRAM has of these pages is unknown until the flight ends.
-    h.in_flight = sent;
-    h.in_flight.keep_only(h.valid);
-    h.dirty.clear_all();
-    h.dirty_pages.store(0, std::memory_order_relaxed);
     ++entry.pins;
-    flight.loads[flight.count++] = {image, chunk.n};
     flying_[image] = 1;
     return Begun::yes;
+}
+
+/// Under the chunk's lock. The bytes of these pages do not change until the flight ends; what VRAM has of
+/// them is unknown until then.
+void Flusher::freeze(Load& load, ImageHeader& header, const PageBits& pages) {
+    const std::uint32_t dirty = header.dirty.count();
+    header.in_flight.add(pages);
+    header.dirty.remove(pages);
+    const std::uint32_t left = header.dirty.count();
+    header.dirty_pages.store(left, std::memory_order_relaxed);
+    load.dirty += dirty - left;
+}
+
+/// Adds a copy for each run of these pages between the chunk in VRAM and its `host` memory. REQUIRES: a slot
+/// that stays.
+void Flusher::list_copies(Copy::Op op, const Load& load, const PageBits& pages, std::byte* host) {
+    const StoreParts::Place place = parts_.place(parts_.state.chunks()[load.chunk].slot.get());
+    pages.for_each_run([&](PageRun run) {
+        const std::uint64_t at = run.first * kPageBytes;
+        const std::uint64_t bytes = run.count * kPageBytes;
+        copies_scratch_.push_back(
+            {op, place.segment, place.offset + at, host + at, static_cast<std::uint32_t>(bytes)});
+        bytes_scratch_ += bytes;
+    });
 }
 
 void Flusher::finish_flights(std::uint64_t now) {
@@ -343,43 +354,52 @@ void Flusher::finish_flights(std::uint64_t now) {
 
 /// The chunk was fetched: puts what the image lacks into it and sends it whole. False if the GPU refuses.
 bool Flusher::send_completed(Flight& flight) {
-    fill_gaps(flight);
+    const PageBits sent = fill_gaps(flight);
     const Load& load = flight.loads[0];
-    const StoreParts::Place place = parts_.place(parts_.state.chunks()[load.chunk].slot.get());  // pinned
-    const Copy copy{Copy::Op::to_gpu, place.segment, place.offset + flight.fetched.first * kPageBytes,
-                    parts_.stage->page(load.image, flight.fetched.first),
-                    static_cast<std::uint32_t>(flight.fetched.count * kPageBytes)};
-    if (to_gpu_->submit({&copy, 1}, flight.ticket) != IoStatus::pending) return false;
-    copies_.fetch_add(1, std::memory_order_relaxed);
+    copies_scratch_.clear();
+    list_copies(Copy::Op::to_gpu, load, sent, parts_.stage->page(load.image, 0));
+    if (to_gpu_->submit(copies_scratch_, flight.ticket) != IoStatus::pending) return false;
+    copies_.fetch_add(copies_scratch_.size(), std::memory_order_relaxed);
     completed_images_.fetch_add(1, std::memory_order_relaxed);
     flight.phase = Flight::Phase::sending;
     return true;
 }
 
-/// These pages do not become valid: they were not checked, and whoever reads them reads VRAM, where they stay
-/// what they are.
-void Flusher::fill_gaps(Flight& flight) {
+/// Freezes and returns what is to be sent: all that was fetched, but for pages that came wrong. Sent back,
+/// they would overwrite what is perhaps right in VRAM.
+PageBits Flusher::fill_gaps(Flight& flight) {
     constexpr std::uint32_t kPagesAtOnce = 8;  // a writer of the chunk waits no longer
-    const Load& load = flight.loads[0];
+    Load& load = flight.loads[0];
     ChunkEntry& entry = parts_.state.chunks()[load.chunk];
-    const ImageHeader& h = parts_.stage->header(load.image);
-    const PageEntry* pages = &parts_.state.pages()[first_page({load.chunk}).n];
+    ImageHeader& h = parts_.stage->header(load.image);
+    const PageIndex first_of_chunk = first_page({load.chunk});
     const std::byte* scratch = scratch_of(flight);
     const std::uint32_t end = flight.fetched.first + flight.fetched.count;
+    PageBits all;
     for (std::uint32_t first = flight.fetched.first; first < end; first += kPagesAtOnce) {
+        PageBits sent;
         const ChunkLock lock(entry);
         for (std::uint32_t p = first; p < std::min(first + kPagesAtOnce, end); ++p) {
             if (p + 1 < end) prefetch_page(scratch + (p + 1) * kPageBytes);
-            if (h.valid.test(p) || pages[p].state() != PageEntry::State::stored) continue;
-            stream_page(parts_.stage->page(load.image, p), scratch + p * kPageBytes);
-            flight.filled.set(p);
+            const PageIndex index{first_of_chunk.n + p};
+            const PageEntry& page = parts_.state.pages()[index.n];
+            if (!h.valid.test(p) && page.state() != PageEntry::State::absent) {
+                const std::byte* fetched = scratch + p * kPageBytes;
+                if (!page.holds(page_checksum(fetched, index))) continue;
+                stream_page(parts_.stage->page(load.image, p), fetched);
+                h.valid.set(p);
+            }
+            sent.set(p);
         }
+        freeze(load, h, sent);
+        all.add(sent);
     }
+    return all;
 }
 
 void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
     for (std::uint32_t n = 0; n < flight.count; ++n) {
-        finish_load(flight.loads[n], status, flight.filled, now);
+        finish_load(flight.loads[n], status, now);
         flying_[flight.loads[n].image] = 0;
     }
     flight.phase = Flight::Phase::idle;
@@ -392,29 +412,16 @@ void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
     parts_.notify_room();
 }
 
-/// `filled`: of the only load of a flight that was completed.
-void Flusher::finish_load(const Load& load, IoStatus status, const PageBits& filled, std::uint64_t now) {
+void Flusher::finish_load(const Load& load, IoStatus status, std::uint64_t now) {
     ChunkEntry& entry = parts_.state.chunks()[load.chunk];
     ImageHeader& h = parts_.stage->header(load.image);
     const ChunkLock lock(entry);
     if (status == IoStatus::ok) {
-        pages_flushed_.fetch_add(h.in_flight.count(), std::memory_order_relaxed);
+        pages_flushed_.fetch_add(load.dirty, std::memory_order_relaxed);
     } else {
-        h.in_flight.for_each_run([&h](PageRun run) {
-            for (std::uint32_t p = run.first; p < run.first + run.count; ++p)
-                if (h.valid.test(p)) h.dirty.set(p);  // not what was discarded meanwhile
-        });
-        // The failed copy may have damaged them in VRAM; the image has what was there.
-        filled.for_each_run([&](PageRun run) {
-            for (std::uint32_t p = run.first; p < run.first + run.count; ++p) {
-                const PageIndex page{first_page({load.chunk}).n + p};
-                if (h.valid.test(p) || !parts_.state.pages()[page.n].holds(
-                                           page_checksum(parts_.stage->page(load.image, p), page)))
-                    continue;
-                h.valid.set(p);
-                h.dirty.set(p);
-            }
-        });
+        PageBits again = h.in_flight;
+        again.keep_only(h.valid);  // not what was discarded meanwhile
+        h.dirty.add(again);
         parts_.mark_dirty(h, now);
     }
     h.in_flight.clear_all();

@@ -6,8 +6,9 @@
 //
 // An image with many small runs costs a copy for each. Two things make it fewer: a gap between two runs is
 // sent too if what is there may be sent (pages that are absent, or clean in the image); and where many pages
-// are in VRAM only, the whole chunk is fetched, the gaps are filled from it, and the image is sent in one
-// piece. CopyCosts decide.
+// are in VRAM only, the chunk's span is fetched, the gaps are filled from it, and the image is sent in one
+// piece. CopyCosts decide. Either way the bytes that are being sent do not change until the flight ends, and
+// over a page that only VRAM has nothing is sent but that page, checked.
 #pragma once
 
 #include <array>
@@ -77,6 +78,7 @@ class Flusher {
     struct Load {
         std::uint32_t image = 0;
         std::uint32_t chunk = 0;
+        std::uint32_t dirty = 0;  ///< pages that were dirty when they were sent
     };
     static constexpr std::size_t kLoadsMax = 32;
     /// Several images in one submission, or one that is completed: first fetched, then sent.
@@ -87,7 +89,6 @@ class Flusher {
         std::uint32_t count = 0;
         std::array<Load, kLoadsMax> loads{};
         PageRun fetched{};  ///< pages of loads[0] that were fetched to the scratch of this flight's number
-        PageBits filled;    ///< of them, those put into the image, where they are not valid
     };
     static constexpr std::size_t kFlights = 6;
     /// A submission of less is joined by the next image.
@@ -110,11 +111,13 @@ class Flusher {
     [[nodiscard]] PageRun worth_completing(const PageBits& sent, const ImageHeader& header,
                                            ChunkIndex chunk) const;
     bool send_completed(Flight& flight);
-    void fill_gaps(Flight& flight);
+    PageBits fill_gaps(Flight& flight);
+    static void freeze(Load& load, ImageHeader& header, const PageBits& pages);
+    void list_copies(Copy::Op op, const Load& load, const PageBits& pages, std::byte* host);
 
     void finish_flights(std::uint64_t now);
     void finish(Flight& flight, IoStatus status, std::uint64_t now);
-    void finish_load(const Load& load, IoStatus status, const PageBits& filled, std::uint64_t now);
+    void finish_load(const Load& load, IoStatus status, std::uint64_t now);
     void note_failure(std::uint64_t now);
 
     void free_clean_images();

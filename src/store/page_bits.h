@@ -39,6 +39,12 @@ class PageBits {
     void set_run(PageRun run) {
         for (std::uint32_t p = run.first; p < run.first + run.count; ++p) set(p);
     }
+    void add(const PageBits& other) {
+        for (std::size_t i = 0; i < words_.size(); ++i) words_[i] |= other.words_[i];
+    }
+    void remove(const PageBits& other) {
+        for (std::size_t i = 0; i < words_.size(); ++i) words_[i] &= ~other.words_[i];
+    }
     void keep_only(const PageBits& other) {
         for (std::size_t i = 0; i < words_.size(); ++i) words_[i] &= other.words_[i];
     }

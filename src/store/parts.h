@@ -80,8 +80,8 @@ class StoreParts {
     /// Under the chunk's lock.
     void mark_dirty(ImageHeader& header, std::uint64_t now);
 
-    /// Wakes the queues that wait for room.
-    void notify_room();
+    /// Wakes the queues that wait for room, `but` for one (may be null).
+    void notify_room(const QueueSlot* but = nullptr);
     /// Asks the control thread for PageStore::maintain (once until it ran).
     void request_maintenance();
     [[nodiscard]] int maintenance_fd() const { return maintenance_fd_.get(); }

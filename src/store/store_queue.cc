@@ -72,10 +72,10 @@ IoStatus StoreQueue::do_submit(BlockRequest& request) {
     IoStatus status = attempt(request);
     if (status == IoStatus::retry) {
         // Room that appeared between the attempt and the registration would wake nobody: try once more after
-        // it.
+        // it. The registration stays even if that goes well: an earlier request may wait by it too, and a
+        // wake-up too many does no harm.
         slot_.waiting.store(true);
         status = attempt(request);
-        if (status != IoStatus::retry) slot_.waiting.store(false);
     }
     QueueCounters& c = slot_.counters;
     if (status == IoStatus::retry) {
@@ -134,6 +134,10 @@ IoStatus StoreQueue::write(BlockRequest& request) {
         status = write_piece(request, piece, transfer);
         return status == IoStatus::ok;
     });
+    if (status == IoStatus::ok)
+        QueueCounters::add(slot_.counters.zero_pages_written,
+                           static_cast<std::uint64_t>(std::count(
+                               digests_.begin(), digests_.begin() + request.bytes / kPageBytes, kZeroPage)));
     if (transfer == nullptr) return status;
     if (status == IoStatus::ok && transfer->pages.any()) {
         QueueCounters::add(slot_.counters.pages_written_direct, transfer->pages.count());
@@ -217,7 +221,6 @@ void StoreQueue::stage_pages(ChunkEntry& entry, const Piece& piece) {
         const std::uint64_t digest = digests_[piece.at + i];
         if (digest == kZeroPage) {
             parts_.forget_page(piece.chunk, p);
-            QueueCounters::add(slot_.counters.zero_pages_written, 1);
             continue;
         }
         const std::uint32_t image = entry.image.get();
@@ -240,7 +243,6 @@ void StoreQueue::begin_direct(ChunkEntry& entry, const Piece& piece, Transfer& t
         const std::uint64_t digest = digests_[piece.at + i];
         if (digest == kZeroPage) {
             parts_.forget_page(piece.chunk, piece.run.first + i);
-            QueueCounters::add(slot_.counters.zero_pages_written, 1);
             continue;
         }
         PageEntry& page = entry_of(piece, i);
@@ -269,7 +271,7 @@ void StoreQueue::undo_direct(Transfer& transfer) {
         parts_.release_if_empty(entry);
     });
     transfer.pages.reset();
-    parts_.notify_room();
+    parts_.notify_room(&slot_);  // nothing changed for this queue: woken, it would only try again and again
 }
 
 /// The pages become stored, or lost if what VRAM has of them is unknown.
@@ -318,10 +320,12 @@ IoStatus StoreQueue::read(BlockRequest& request) {
     Transfer& transfer = flying_.push();
     transfer = Transfer{.request = &request};
     IoStatus status = IoStatus::ok;
+    std::uint64_t staged = 0;
     for_each_piece(request, kChunkPages, [&](const Piece& piece) {
-        status = worse(status, look_up(piece, transfer.pages));
+        status = worse(status, look_up(piece, transfer.pages, staged));
         return true;
     });
+    if (status == IoStatus::ok) QueueCounters::add(slot_.counters.pages_read_stage, staged);
     if (status == IoStatus::ok && transfer.pages.any()) {
         QueueCounters::add(slot_.counters.pages_read_gpu, transfer.pages.count());
         ++collected_;
@@ -332,9 +336,9 @@ IoStatus StoreQueue::read(BlockRequest& request) {
     return status;
 }
 
-/// Serves what needs no GPU copy; marks the rest in `from_gpu` and pins the chunk for it. ok, lost, or retry
-/// if a page is just being written.
-IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu) {
+/// Serves what needs no GPU copy and counts what the stage had; marks the rest in `from_gpu` and pins the
+/// chunk for it. ok, lost, or retry if a page is just being written.
+IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu, std::uint64_t& staged) {
     ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
     IoStatus status = IoStatus::ok;
     bool pinned = false;
@@ -357,7 +361,7 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu) {
         }
         if (entry.image.has() && parts_.stage->header(entry.image.get()).valid.test(p)) {
             std::memcpy(out, parts_.stage->page(entry.image.get(), p), kPageBytes);
-            QueueCounters::add(slot_.counters.pages_read_stage, 1);
+            ++staged;
             continue;
         }
         from_gpu.set(piece.at + i);
@@ -465,7 +469,13 @@ void StoreQueue::launch() {
     for (std::size_t n = end - collected_; n < end;) {
         const std::size_t first = n;
         copies_scratch_.clear();
-        while (n < end && copies_scratch_.size() <= kPagesMax) add_copies(flying_.at(n++));
+        // What failed before goes alone, so that one bad copy does not take others down with it.
+        bool alone = false;
+        for (; n < end && !alone && copies_scratch_.size() <= kPagesMax; ++n) {
+            alone = flying_.at(n).tries != 0;
+            if (alone && n != first) break;
+            add_copies(flying_.at(n));
+        }
         Ticket ticket = 0;
         if (gpu_->submit(copies_scratch_, ticket) != IoStatus::pending) {
             log_event(LogLevel::error, "the GPU refused copies, requests", n - first);
@@ -506,12 +516,12 @@ IoStatus StoreQueue::advance(Transfer& transfer) {
         return copied == IoStatus::ok ? end_direct(transfer, PageEntry::State::stored)
                                       : repeat_or_fail(transfer);
     // A page that was overwritten may have been read while the new one arrived. That is nobody's fault.
-    const std::uint64_t now = fingerprint(transfer);
-    const bool changed = now == kUnstable || now != transfer.fingerprint;
-    if (copied == IoStatus::ok)
-        for_each_wanted_piece(transfer, [&](const Piece& piece) { check_piece(piece, transfer); });
+    if (copied != IoStatus::ok) return repeat_or_fail(transfer);
+    const Transfer before = transfer;
+    for_each_wanted_piece(before, [&](const Piece& piece) { check_piece(piece, transfer); });
     if (transfer.pages.none()) return IoStatus::ok;
-    if (copied == IoStatus::ok && changed) return IoStatus::retry;
+    const std::uint64_t now = fingerprint(before);
+    if (now == kUnstable || now != transfer.fingerprint) return IoStatus::retry;
     return repeat_or_fail(transfer);
 }
 

@@ -95,7 +95,7 @@ class StoreQueue final : public TargetQueue {
     IoStatus discard(const BlockRequest& request);
 
     IoStatus read(BlockRequest& request);
-    IoStatus look_up(const Piece& piece, RequestPages& from_gpu);
+    IoStatus look_up(const Piece& piece, RequestPages& from_gpu, std::uint64_t& staged);
     void check_piece(const Piece& piece, Transfer& transfer);
     bool resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i, std::uint64_t checksum);
     void unpin(const Transfer& transfer);
