@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::size_t kRounds = 7;
 constexpr std::uint32_t kSmallCopies = 64;
+constexpr std::size_t kInFlight = 4;
 constexpr std::uint64_t kPatienceNs = 100'000'000;
 
 std::uint32_t median(std::array<std::uint64_t, kRounds>& values) {
@@ -22,11 +23,13 @@ std::uint32_t median(std::array<std::uint64_t, kRounds>& values) {
     return static_cast<std::uint32_t>(std::max<std::uint64_t>(values[kRounds / 2], 1));
 }
 
-/// Nanoseconds from submit to completion; none if it fails or takes for ever.
-std::optional<std::uint64_t> time_of(TransferQueue& queue, std::span<const Copy> copies) {
+/// Nanoseconds until `times` submissions of these copies are complete, all in flight together as in the
+/// flusher; none if one fails or takes for ever.
+std::optional<std::uint64_t> time_of(TransferQueue& queue, std::span<const Copy> copies, std::size_t times) {
     const std::uint64_t begin = now_ns();
     Ticket ticket = 0;
-    if (queue.submit(copies, ticket) != IoStatus::pending) return {};
+    for (std::size_t n = 0; n < times; ++n)
+        if (queue.submit(copies, ticket) != IoStatus::pending) return {};
     for (std::uint64_t now = begin; now - begin < kPatienceNs; now = now_ns()) {
         const IoStatus status = queue.poll(ticket);
         if (status == IoStatus::ok) return now_ns() - begin;
@@ -35,12 +38,13 @@ std::optional<std::uint64_t> time_of(TransferQueue& queue, std::span<const Copy>
     return {};
 }
 
+/// Of one copy of `copies`, of which there are many.
 std::optional<std::uint32_t> median_time(TransferQueue& queue, std::span<const Copy> copies) {
     std::array<std::uint64_t, kRounds> times{};
     for (auto& time : times) {
-        const auto one = time_of(queue, copies);
-        if (!one) return {};
-        time = *one;
+        const auto together = time_of(queue, copies, kInFlight);
+        if (!together) return {};
+        time = *together / (kInFlight * copies.size());
     }
     return median(times);
 }
@@ -76,13 +80,12 @@ CopyCosts measure_copy_costs(TransferQueue& queue, const Caps& caps, std::span<s
     const auto small = median_time(queue, scattered);
     const auto large = median_time(queue, {&chunk, 1});
     if (!small || !large) return costs;
-    costs.small_copy_ns = costs.turbo_copy_ns = std::max(*small / kSmallCopies, 1u);
+    costs.small_copy_ns = costs.turbo_copy_ns = *small;
     costs.page_ns = std::max(*large / static_cast<std::uint32_t>(kChunkPages), 1u);
     costs.merge_page_ns = merge_time(host.first(kChunkBytes));
     if (!caps.turbo) return costs;
     queue.set_mode(EngineMode::turbo);
-    if (const auto turbo = median_time(queue, scattered))
-        costs.turbo_copy_ns = std::max(*turbo / kSmallCopies, 1u);
+    if (const auto turbo = median_time(queue, scattered)) costs.turbo_copy_ns = *turbo;
     queue.set_mode(EngineMode::copy);
     return costs;
 }

@@ -19,7 +19,8 @@ struct CopyCosts {
     std::uint32_t small_copy_ns = 1900;  ///< one of many copies of 4 KiB in one submission, mode copy
     std::uint32_t turbo_copy_ns = 1900;  ///< the same, mode turbo
     std::uint32_t page_ns = 80;          ///< 4 KiB more in a large copy
-    std::uint32_t merge_page_ns = 250;   ///< the CPU checks 4 KiB in one part of the stage and moves it to another
+    std::uint32_t merge_page_ns =
+        250;  ///< the CPU checks 4 KiB in one part of the stage and moves it to another
 
     [[nodiscard]] std::uint32_t small_ns(EngineMode mode) const {
         return mode == EngineMode::turbo ? turbo_copy_ns : small_copy_ns;

@@ -38,7 +38,7 @@ Flusher::Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> to_gpu,
       from_gpu_(std::move(from_gpu)),
       age_ns_max_(age_ns_max),
       costs_(costs),
-      free_images_low_(std::max(1u, parts.stage->images() / 4)),
+      free_images_low_(parts.stage->free_images_low()),
       flying_(parts.stage->images(), 0),
       event_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     due_.reserve(parts.stage->images());

@@ -8,6 +8,7 @@
 // clean images free, so writers never need another chunk's lock.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -45,6 +46,9 @@ class Stage {
     [[nodiscard]] std::uint32_t images() const { return static_cast<std::uint32_t>(headers_.size()); }
     /// Sequentially consistent: a queue that registers for room and then sees 0 is woken by the next give.
     [[nodiscard]] std::uint32_t free_images() const { return free_count_.load(); }
+    /// With fewer free ones the stage is short: the flusher makes more, and only those who fill images take
+    /// one.
+    [[nodiscard]] std::uint32_t free_images_low() const { return std::max(1u, images() / 4); }
     [[nodiscard]] std::span<std::byte> memory() const { return memory_.bytes; }
     [[nodiscard]] const UniqueFd& fd() const { return memory_.fd; }
 

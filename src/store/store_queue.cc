@@ -19,6 +19,8 @@ constexpr std::uint32_t kTriesMax = 3;
 constexpr std::uint64_t kDirectBytesMin = 256u << 10;
 /// A write is looked at and then copied in pieces that stay in the first-level cache meanwhile.
 constexpr std::uint32_t kWritePiecePages = 4;
+/// A poll reports so many at least if there are so many.
+constexpr std::size_t kCompletionsMin = 8;
 /// A fingerprint of pages of which one is just being written.
 constexpr std::uint64_t kUnstable = 0;
 }  // namespace
@@ -78,6 +80,8 @@ IoStatus StoreQueue::do_submit(BlockRequest& request) {
         status = attempt(request);
     }
     QueueCounters& c = slot_.counters;
+    if (request.op == BlockRequest::Op::write)
+        waited_at_ = status == IoStatus::retry ? request.offset : ~std::uint64_t{0};
     if (status == IoStatus::retry) {
         QueueCounters::add(c.retries, 1);
         return status;
@@ -128,7 +132,9 @@ IoStatus StoreQueue::write(BlockRequest& request) {
         transfer = &flying_.push();
         *transfer = Transfer{.request = &request};
     }
+    locality_.note(chunk_of(page_at(request.offset)));
     prefetch_page(request.data);
+    __builtin_prefetch(&parts_.state.pages()[page_at(request.offset).n], 1);
     IoStatus status = IoStatus::ok;
     for_each_piece(request, kWritePiecePages, [&](const Piece& piece) {
         status = write_piece(request, piece, transfer);
@@ -171,7 +177,8 @@ IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece
         IoStatus status = all_zero ? IoStatus::ok : find_slot(entry);
         if (status == IoStatus::ok && !all_zero && !entry.image.has())
             if (!stage_it || !find_image(entry, piece.chunk)) {
-                if (transfer != nullptr) {
+                const bool wait = stage_it && locality_.clustered() && waited_at_ != request.offset;
+                if (transfer != nullptr && !wait) {
                     begin_direct(entry, piece, *transfer);
                     return IoStatus::ok;
                 }
@@ -202,8 +209,10 @@ IoStatus StoreQueue::find_slot(ChunkEntry& entry) {
     return IoStatus::ok;
 }
 
-/// Under the chunk's lock. False if the stage is full.
+/// Under the chunk's lock. False if there is none, or none for scattered writes.
 bool StoreQueue::find_image(ChunkEntry& entry, ChunkIndex chunk) {
+    if (!locality_.clustered() && parts_.stage->free_images() <= parts_.stage->free_images_low())
+        return false;
     const auto image = parts_.stage->take(chunk);
     if (!image) {
         flusher_.kick(true);
@@ -343,6 +352,13 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu, std::ui
     IoStatus status = IoStatus::ok;
     bool pinned = false;
     const ChunkLock lock(entry);
+    // The chunk entry alone tells that all is in VRAM: the page entries are far away in memory, and are
+    // looked at while the GPU copies.
+    if (entry.stored == kChunkPages && entry.writing == 0 && !entry.image.has()) {
+        for (std::uint32_t i = 0; i < piece.run.count; ++i) from_gpu.set(piece.at + i);
+        ++entry.pins;
+        return status;
+    }
     for (std::uint32_t i = 0; i < piece.run.count; ++i) {
         std::byte* out = piece.data + std::size_t{i} * kPageBytes;
         const std::uint32_t p = piece.run.first + i;
@@ -388,7 +404,7 @@ void StoreQueue::check_piece(const Piece& piece, Transfer& transfer) {
     bool left = false;
     for (std::uint32_t i = piece.at; i < end; ++i) {
         if (!transfer.pages.test(i)) continue;
-        if (resolve(entry, piece, i - piece.at, digests_[i]))
+        if (resolve(entry, piece, i - piece.at, digests_[i], transfer.lost))
             transfer.pages.reset(i);
         else
             left = true;
@@ -399,11 +415,12 @@ void StoreQueue::check_piece(const Piece& piece, Transfer& transfer) {
 }
 
 /// Under the chunk's lock: true if the page's bytes are right, made so from what it became meanwhile if it
-/// changed.
-bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i,
-                         std::uint64_t checksum) {
+/// changed, or if there is nothing to be had.
+bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i, std::uint64_t checksum,
+                         bool& lost) {
     const PageEntry& page = entry_of(piece, i);
     if (page.holds(checksum)) return true;
+    if (page.state() == PageEntry::State::lost) return lost = true;
     std::byte* out = piece.data + std::size_t{i} * kPageBytes;
     if (page.state() == PageEntry::State::absent) {
         std::memset(out, 0, kPageBytes);
@@ -444,7 +461,6 @@ void StoreQueue::add_copies(Transfer& transfer) {
             first = stop;
         }
     });
-    transfer.fingerprint = fingerprint(transfer);
 }
 
 /// Tells whether the pages still to be copied change meanwhile.
@@ -481,16 +497,26 @@ void StoreQueue::launch() {
             log_event(LogLevel::error, "the GPU refused copies, requests", n - first);
             ticket = 0;
         }
-        for (std::size_t k = first; k < n; ++k) flying_.at(k).ticket = ticket;
+        for (std::size_t k = first; k < n; ++k) {
+            flying_.at(k).ticket = ticket;
+            // The first look at the page entries: they come from memory while the GPU copies.
+            flying_.at(k).fingerprint = fingerprint(flying_.at(k));
+        }
     }
     collected_ = 0;
 }
 
 std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
     if (collected_ != 0) launch();
+    // In mode turbo not all that are complete: the caller shall submit new ones, for the GPU to work at while
+    // the rest is checked. Copy engines rather have long lists: there the driver is what is waited for.
+    const bool halve = parts_.mode.load(std::memory_order_relaxed) == EngineMode::turbo;
+    const std::size_t most =
+        halve ? std::min(done.size(), std::max(kCompletionsMin, flying_.size() / 2)) : done.size();
     std::size_t n = 0;
-    while (n < done.size() && flying_.size() > collected_) {
+    while (n < most && flying_.size() > collected_) {
         Transfer& transfer = flying_.at(0);
+        if (flying_.size() > 1) prefetch_page(flying_.at(1).request->data);  // it probably came with this one
         const IoStatus status = advance(transfer);
         if (status == IoStatus::pending) break;
         BlockRequest* const request = transfer.request;
@@ -519,7 +545,7 @@ IoStatus StoreQueue::advance(Transfer& transfer) {
     if (copied != IoStatus::ok) return repeat_or_fail(transfer);
     const Transfer before = transfer;
     for_each_wanted_piece(before, [&](const Piece& piece) { check_piece(piece, transfer); });
-    if (transfer.pages.none()) return IoStatus::ok;
+    if (transfer.pages.none()) return transfer.lost ? IoStatus::lost : IoStatus::ok;
     const std::uint64_t now = fingerprint(before);
     if (now == kUnstable || now != transfer.fingerprint) return IoStatus::retry;
     return repeat_or_fail(transfer);

@@ -3,12 +3,16 @@
 // frontend, made by PageStore::make_queue. Nothing here allocates, blocks or throws once made.
 //
 // A write ends in the stage and is complete at once. It goes from the request's memory straight to VRAM, and
-// is pending until it is there, if it is large (a copy of it is as fast as one from an image) or the stage is
-// full (waiting for an image takes longer). A read ends in the stage, or waits for copies from VRAM. Copies
-// of all requests since the last poll are one submission.
+// is pending until it is there, if it is large (a copy of it is as fast as one from an image), or if the
+// stage is short of images and this queue's writes are scattered (an image for each page would only be in the
+// way). A queue that fills chunk after chunk waits for an image instead, but once only for each request. A
+// read ends in the stage, or waits for copies from VRAM. Copies of all requests since the last poll are one
+// submission.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <bitset>
 #include <memory>
 #include <vector>
@@ -52,6 +56,7 @@ class StoreQueue final : public TargetQueue {
         Ticket ticket = 0;  ///< 0: the GPU refused
         std::uint32_t tries = 0;
         std::uint64_t fingerprint = 0;  ///< of the page entries when the copies were submitted
+        bool lost = false;              ///< a page read is lost
         RequestPages pages{};           ///< still to be copied
     };
 
@@ -59,21 +64,45 @@ class StoreQueue final : public TargetQueue {
     /// last `collected_` of them are not submitted yet.
     class Ring {
       public:
-        explicit Ring(std::uint32_t depth) : places_(depth) {}
+        explicit Ring(std::uint32_t depth) : depth_(depth), places_(std::bit_ceil(depth)) {}
         [[nodiscard]] std::size_t size() const { return size_; }
-        [[nodiscard]] bool full() const { return size_ == places_.size(); }
-        Transfer& at(std::size_t n) { return places_[(first_ + n) % places_.size()]; }
+        [[nodiscard]] bool full() const { return size_ == depth_; }
+        Transfer& at(std::size_t n) { return places_[(first_ + n) & (places_.size() - 1)]; }
         Transfer& push() { return at(size_++); }
         void undo_push() { --size_; }
         void pop() {
-            first_ = (first_ + 1) % places_.size();
+            ++first_;
             --size_;
         }
 
       private:
+        const std::size_t depth_;
         std::vector<Transfer> places_;
         std::size_t first_ = 0;
         std::size_t size_ = 0;
+    };
+
+    /// Whether writes fill one chunk after the other, as the kernel fills its swap clusters, or are
+    /// scattered.
+    class Locality {
+      public:
+        void note(ChunkIndex chunk) {
+            if (chunk == last_) {
+                ++streak_;
+                return;
+            }
+            eighths_ += std::min(streak_, kStreakMax) - eighths_ / 8;
+            streak_ = 1;
+            last_ = chunk;
+        }
+        [[nodiscard]] bool clustered() const { return std::max(streak_, eighths_ / 8) >= kClustered; }
+
+      private:
+        static constexpr std::uint32_t kClustered = 4;   ///< writes in a row to one chunk
+        static constexpr std::uint32_t kStreakMax = 64;  ///< so that some twenty scattered writes show
+        ChunkIndex last_{~0u};
+        std::uint32_t streak_ = 0;                ///< of last_
+        std::uint32_t eighths_ = 8 * kStreakMax;  ///< of the streaks before: a moving average, times 8
     };
 
     template <typename Visit>
@@ -97,7 +126,8 @@ class StoreQueue final : public TargetQueue {
     IoStatus read(BlockRequest& request);
     IoStatus look_up(const Piece& piece, RequestPages& from_gpu, std::uint64_t& staged);
     void check_piece(const Piece& piece, Transfer& transfer);
-    bool resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i, std::uint64_t checksum);
+    bool resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i, std::uint64_t checksum,
+                 bool& lost);
     void unpin(const Transfer& transfer);
 
     void launch();
@@ -118,6 +148,8 @@ class StoreQueue final : public TargetQueue {
 
     Ring flying_;
     std::size_t collected_ = 0;
+    Locality locality_;
+    std::uint64_t waited_at_ = ~std::uint64_t{0};  ///< offset of the request that was last told to retry
     std::vector<Copy> copies_scratch_;
     std::array<std::uint64_t, kPagesMax> digests_{};  ///< by page within a request: kZeroPage or its checksum
     std::array<std::uint64_t, kPagesMax>

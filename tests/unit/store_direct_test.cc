@@ -432,7 +432,7 @@ TEST_F(DirectWrite, AReadInFlightWhosePageIsLostFails) {
     begin_direct(r, page_of(0, 4), kLarge, 2, other_);
     faults().fail_copies = 3;
     EXPECT_EQ(finish(r), IoStatus::io_error);
-    EXPECT_EQ(finish(look, *reader), IoStatus::io_error);
+    EXPECT_EQ(finish(look, *reader), IoStatus::lost);
     EXPECT_EQ(reader->in_flight(), 0u);
     discard(page_of(0, 0), kChunkPages);
     expect(page_of(0, 0), 8, 0);
