@@ -172,6 +172,7 @@ TEST_F(FlusherTest, NarrowGapsAreSentToo) {
     steps(2);
     EXPECT_EQ(stats().flush_copies, 2u);
     EXPECT_EQ(stats().pages_flushed, 3u);
+    EXPECT_EQ(stats().pages_bridged, kGapMax);
     put(3, 2);  // a gap that was sent holds what is written to it later
     expect_all();
     for (const std::uint32_t p : {20u, 21u, 22u}) put(p, 1);
