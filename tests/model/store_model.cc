@@ -835,7 +835,14 @@ class StressThread {
                 read_some(0);
             else
                 discard(random_writable());
+            ended_.fetch_add(1);
         }
+        at_rest_.store(true);
+    }
+    /// Operations that have ended. Any thread.
+    [[nodiscard]] std::uint64_t ended() const { return ended_.load(); }
+    [[nodiscard]] bool has_ended_since(std::uint64_t ended) const {
+        return at_rest_.load() || ended_.load() > ended;
     }
     /// All that it alone writes, and a look at the rest.
     void check_everything() {
@@ -982,10 +989,49 @@ class StressThread {
     std::vector<Content> wrote_ = std::vector<Content>(kDevicePages, 0);
     std::uint32_t version_ = 0;
     bool good_ = true;
+    std::atomic<std::uint64_t> ended_{0};
+    std::atomic<bool> at_rest_{false};
 };
 
-/// Maintains, looks at the counters and stirs in faults, few enough that no read is hit three times.
-void maintain_until(const std::atomic<bool>& stop, PageStore& store, SimFaults& faults) {
+/// Stirs in one fault after the other, and the next only when each client has ended what it was doing when
+/// the one before struck, and the flusher has had a success: nothing is hit three times, however slow a
+/// thread is.
+class FaultSource {
+  public:
+    FaultSource(PageStore& store, SimFaults& faults,
+                const std::vector<std::unique_ptr<StressThread>>& clients)
+        : store_(store), faults_(faults), clients_(clients), ended_(clients.size()) {}
+
+    void stir() {
+        if (faults_.corrupt_reads != 0 || faults_.fail_copies != 0) return;  // none has struck yet
+        const StoreStats stats = store_.stats();
+        if (!struck_) {
+            struck_ = true;
+            flush_failed_ = stats.flush_errors != flush_errors_;
+            flush_errors_ = stats.flush_errors;
+            pages_flushed_ = stats.pages_flushed;
+            for (std::size_t n = 0; n < clients_.size(); ++n) ended_[n] = clients_[n]->ended();
+        }
+        for (std::size_t n = 0; n < clients_.size(); ++n)
+            if (!clients_[n]->has_ended_since(ended_[n])) return;
+        if (flush_failed_ && stats.pages_flushed == pages_flushed_) return;
+        struck_ = false;
+        (++count_ % 2 == 0 ? faults_.corrupt_reads : faults_.fail_copies) = 1;
+    }
+
+  private:
+    PageStore& store_;
+    SimFaults& faults_;
+    const std::vector<std::unique_ptr<StressThread>>& clients_;
+    std::vector<std::uint64_t> ended_;
+    std::uint64_t flush_errors_ = 0, pages_flushed_ = 0, count_ = 0;
+    bool struck_ = false;
+    bool flush_failed_ = false;  ///< since the fault before
+};
+
+/// Maintains, looks at the counters, changes the GPU's ways and stirs in faults.
+void maintain_until(const std::atomic<bool>& stop, PageStore& store, SimFaults& faults,
+                    FaultSource& fault_source) {
     for (std::uint64_t round = 1; !stop.load(); ++round) {
         pollfd event{store.maintenance_fd(), POLLIN, 0};
         (void)::poll(&event, 1, 1);
@@ -993,8 +1039,7 @@ void maintain_until(const std::atomic<bool>& stop, PageStore& store, SimFaults& 
         EXPECT_LE(store.stats().stored, kDevice);
         faults.early = round % 2 == 0;
         faults.latency_ns = round % 4 < 2 ? 3'000 : 100'000;
-        if (round % 64 == 1) faults.corrupt_reads = 1;
-        if (round % 64 == 33) faults.fail_copies = 1;
+        fault_source.stir();
     }
 }
 
@@ -1009,7 +1054,8 @@ TEST_P(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     for (std::uint32_t n = 0; n < kQueues; ++n) clients.push_back(std::make_unique<StressThread>(*store, n));
     store->start();
     std::atomic<bool> stop{false};
-    std::thread maintainer([&] { maintain_until(stop, *store, gpu.faults()); });
+    FaultSource fault_source(*store, gpu.faults(), clients);
+    std::thread maintainer([&] { maintain_until(stop, *store, gpu.faults(), fault_source); });
     std::vector<std::thread> threads;
     for (auto& client : clients) threads.emplace_back([&client, operations] { client->run(operations); });
     for (auto& thread : threads) thread.join();
