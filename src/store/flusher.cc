@@ -309,6 +309,7 @@ Flusher::Begun Flusher::begin(Flight& flight, std::uint32_t image) {
         list_copies(Copy::Op::from_gpu, load, all, scratch);
         flight.fetched = span;
     } else {
+        pages_bridged_.fetch_add(sent.count() - h.dirty.count(), std::memory_order_relaxed);
         freeze(load, h, sent);
         list_copies(Copy::Op::to_gpu, load, sent, parts_.stage->page(image, 0));
     }

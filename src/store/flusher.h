@@ -67,6 +67,10 @@ class Flusher {
         return pages_flushed_.load(std::memory_order_relaxed);
     }
     [[nodiscard]] std::uint64_t copies() const { return copies_.load(std::memory_order_relaxed); }
+    /// Pages that were sent, though not dirty, because they lay between others.
+    [[nodiscard]] std::uint64_t pages_bridged() const {
+        return pages_bridged_.load(std::memory_order_relaxed);
+    }
     /// Images that were completed from VRAM to be sent in one piece.
     [[nodiscard]] std::uint64_t completed_images() const {
         return completed_images_.load(std::memory_order_relaxed);
@@ -152,6 +156,7 @@ class Flusher {
     UniqueFd event_fd_;
     std::atomic<std::uint64_t> pages_flushed_{0};
     std::atomic<std::uint64_t> copies_{0};
+    std::atomic<std::uint64_t> pages_bridged_{0};
     std::atomic<std::uint64_t> completed_images_{0};
     std::atomic<std::uint64_t> errors_{0};
     std::thread thread_;

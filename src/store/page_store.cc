@@ -203,6 +203,7 @@ StoreStats PageStore::stats() const {
     }
     s.pages_flushed = flusher_->pages_flushed();
     s.flush_copies = flusher_->copies();
+    s.pages_bridged = flusher_->pages_bridged();
     s.images_completed = flusher_->completed_images();
     s.flush_errors = flusher_->errors();
     s.writes_are_refused = parts_->refuse_writes.load();

@@ -33,6 +33,7 @@ struct StoreStats {
     std::uint64_t pages_read = 0, pages_written = 0, pages_discarded = 0, zero_pages_written = 0;
     std::uint64_t pages_written_direct = 0;  ///< from the request straight to VRAM
     std::uint64_t pages_read_stage = 0, pages_read_gpu = 0, pages_flushed = 0, flush_copies = 0;
+    std::uint64_t pages_bridged = 0;     ///< flushed though not dirty, so that copies are fewer
     std::uint64_t images_completed = 0;  ///< fetched from VRAM to be flushed in one piece
     std::uint64_t reread_pages = 0, read_errors = 0, writes_refused = 0, retries = 0, flush_errors = 0;
     bool writes_are_refused = false;

@@ -358,6 +358,17 @@ TEST_F(UndoneWrite, AfterARefusalToo) {
     EXPECT_EQ(write(page_of(1, 0), kLarge, 2), IoStatus::ok);
 }
 
+TEST_F(UndoneWrite, LeavesNoChunkMarkedAsBeingWritten) {
+    prepare();
+    ASSERT_EQ(write(page_of(0, 500), 100, 2), IoStatus::retry);
+    ASSERT_TRUE(store().drain());
+    const StoreStats before = stats();
+    ASSERT_EQ(write(page_of(0, 0), 1, 1), IoStatus::ok);
+    ASSERT_EQ(write(page_of(0, 2), 1, 1), IoStatus::ok);
+    ASSERT_TRUE(store().drain());
+    EXPECT_EQ(stats().pages_bridged, before.pages_bridged + 1);  // not done in a chunk with direct writes
+}
+
 TEST_F(UndoneWrite, OneThatIsPendingStaysSo) {
     prepare();
     BlockRequest pending{};

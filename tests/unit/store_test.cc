@@ -4,6 +4,11 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+// Another compilation of the same function than those that are tested.
+#define XXH_INLINE_ALL
+#define XXH_VECTOR XXH_SCALAR
+#include <xxhash.h>
+
 #include <atomic>
 #include <bitset>
 #include <map>
@@ -14,6 +19,7 @@
 #include <vector>
 
 #include "store/checksum.h"
+#include "store/checksum_kernels.h"
 #include "store/page_store.h"
 #include "support/store_fixture.h"
 
@@ -168,6 +174,16 @@ TEST(SlotAllocator, GivesASlotToOneThreadOnly) {
 
 // ---- State and Stage ----
 
+#if defined(__x86_64__)
+bool cpu_has_avx2() {
+    return __builtin_cpu_supports("avx2") != 0;
+}
+#else
+bool cpu_has_avx2() {
+    return false;
+}
+#endif
+
 constexpr StateShape kShape{{6 * kChunkBytes + 37 * kPageBytes}, {2 * kChunkBytes}, 3};
 
 TEST(State, IsLaidOutInWholePages) {
@@ -254,6 +270,20 @@ TEST(Checksum, DependsOnTheBytesAndThePageNumber) {
         memory.data()[at] = std::byte{0};
     }
     EXPECT_EQ(seen.size(), 8u);
+}
+
+TEST(Checksum, AllKernelsAgree) {
+    std::vector<std::uint64_t (*)(const void*, std::uint64_t)> kernels{checksum_kernels::xxh3_page_baseline};
+    if (cpu_has_avx2()) kernels.push_back(checksum_kernels::xxh3_page_avx2);
+    HostMemory memory(kPageBytes);
+    test::Random random(1);
+    for (int round = 0; round < 200; ++round) {
+        fill_page(memory.data(), random.next());
+        const std::uint64_t seed = random.next() >> random.below(64);
+        const std::uint64_t expected = XXH3_64bits_withSeed(memory.data(), kPageBytes, seed);
+        for (const auto kernel : kernels) ASSERT_EQ(kernel(memory.data(), seed), expected) << "seed " << seed;
+        ASSERT_EQ(page_checksum(memory.data(), PageIndex{seed}), expected & PageEntry::kChecksumMask);
+    }
 }
 
 TEST(Stage, HandsOutEachImageOnce) {
