@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "cli/commands.h"
+#include "cli/plot.h"
 #include "cli/swap_trial.h"
 #include "cli/table.h"
 #include "cli/trial_area.h"
@@ -196,6 +197,26 @@ void print_table(const Json& j) {
         "compressed.\n");
 }
 
+Plot plot_of(const Json& j) {
+    Plot plot;
+    plot.title = fmt::format("vramswap bench --swap: {}", j.at("gpu").get<std::string>());
+    plot.subtitle = fmt::format("{} of memory, {} of RAM allowed, {}, Linux {}; latency of page faults",
+                                format_size({j.at("data_bytes").get<std::uint64_t>()}),
+                                format_size({j.at("ram_limit_bytes").get<std::uint64_t>()}),
+                                j.at("frontend").get<std::string>(), j.at("kernel").get<std::string>());
+    plot.rates = {"swap out", "swap in"};
+    for (const Json& r : j.at("results")) {
+        if (r.contains("unavailable")) continue;
+        PlotRow row;
+        row.name = r.at("name");
+        row.gbps = {r.at("swap_out_gbps"), r.at("swap_in_gbps")};
+        for (std::size_t i = 0; i < kPlotPercentiles.size(); ++i)
+            row.latency_us[i] = r.at("fault_us").at(kPlotPercentiles[i]);
+        plot.rows.push_back(std::move(row));
+    }
+    return plot;
+}
+
 }  // namespace
 
 int run_swap_bench(const BenchOptions& options) {
@@ -207,6 +228,7 @@ int run_swap_bench(const BenchOptions& options) {
         fmt::print("{}\n", result->dump(2));
     else
         print_table(*result);
+    if (auto drawn = write_plot(plot_of(*result), options.plot_file); !drawn) return report(drawn.error());
     return result->at("ok").get<bool>() ? kExitDone : kExitFailed;
 }
 

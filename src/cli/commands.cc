@@ -92,6 +92,7 @@ void add_bench(CLI::App& app, BenchOptions& o, int& exit_status) {
     c->add_option("--file-in", o.swap.file_folder, "With --swap: the folder of the swap file, on a disk")
         ->needs(swap)
         ->capture_default_str();
+    c->add_option("--plot", o.plot_file, "Also draw the results into this file (SVG)");
     add_json(*c, o);
     c->callback([&] {
         std::erase(o.swap.against, "none");

@@ -52,6 +52,7 @@ struct BenchOptions {
     BenchRequest request;
     SwapBenchOptions swap;
     Output output = Output::table;
+    std::string plot_file;  ///< empty: no picture
 };
 struct DemoOptions {
     std::string gpu = "auto";

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+import xml.etree.ElementTree
 
 BINARY = os.environ["VRAMSWAP_BINARY"]
 COMMAND_TIMEOUT_S = 120
@@ -67,6 +68,12 @@ def our_cgroups():
 
 def zram_devices():
     return {path.name for path in pathlib.Path("/sys/block").glob("zram*")}
+
+
+def texts_of_svg(path):
+    """The words of a picture; fails unless it is well-formed."""
+    root = xml.etree.ElementTree.parse(path).getroot()
+    return [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
 def machine_state():

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """`vramswap bench --swap`: what it tells, whom it refuses to disturb, and that it cleans up whatever happens."""
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import unittest
 
-from harness import BINARY, COMMAND_TIMEOUT_S, SystemTest, wait_for
+from harness import BINARY, COMMAND_TIMEOUT_S, SystemTest, texts_of_svg, wait_for
 
 ZRAM_CONTROL = pathlib.Path("/sys/class/zram-control/hot_add")
 
@@ -26,7 +27,8 @@ class SwapBenchTest(SystemTest):
 
 class SwapBench(SwapBenchTest):
     def test_json(self):
-        result = json.loads(self.vramswap(*self.arguments("--data", "32M", "--json")).stdout)
+        plot = os.path.join(self.scratch, "swap.svg")
+        result = json.loads(self.vramswap(*self.arguments("--data", "32M", "--json", "--plot", plot)).stdout)
         self.assertIs(result["ok"], True)
         self.assertEqual(result["backend"], "sim")
         self.assertEqual(result["data_bytes"], 32 << 20)
@@ -50,6 +52,8 @@ class SwapBench(SwapBenchTest):
             self.assertEqual(latencies, sorted(latencies))
             self.assertGreater(latencies[0], 0)
         self.assertGreater(areas["vramswap"]["ram_bytes"], 0)
+        self.assertLessEqual({name for name, area in areas.items() if "unavailable" not in area},
+                             set(texts_of_svg(plot)))
 
     def test_table_of_ours_alone(self):
         out = self.vramswap(*self.arguments("--data", "32M", "--against", "none")).stdout
