@@ -59,7 +59,8 @@ std::string format_size(Bytes size) {
     constexpr std::array<const char*, 5> kUnits{"B", "K", "M", "G", "T"};
     double value = static_cast<double>(size.n);
     std::size_t unit = 0;
-    while (value >= 1024 && unit + 1 < kUnits.size()) {
+    // What would be printed as 1024 of a unit is 1 of the next.
+    while (std::round(value * 10) / 10 >= 1024 && unit + 1 < kUnits.size()) {
         value /= 1024;
         ++unit;
     }

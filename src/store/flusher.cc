@@ -40,6 +40,7 @@ Flusher::~Flusher() {
 }
 
 void Flusher::start() {
+    stopping_.store(false);
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
@@ -79,8 +80,8 @@ void Flusher::run() {
 
 void Flusher::sleep_until(std::uint64_t when) {
     sleep_.store(when == kNever ? idle : dozing, std::memory_order_seq_cst);
-    // A page made dirty before the store above was visible would go unnoticed: look again.
-    if (stopping_.load() || (when == kNever && anything_dirty())) {
+    // What happened before the store above was visible would go unnoticed: look again.
+    if (stopping_.load() || (when == kNever && (anything_dirty() || wants_to_drain()))) {
         sleep_.store(awake, std::memory_order_seq_cst);
         return;
     }
@@ -110,6 +111,10 @@ bool Flusher::anything_dirty() const {
     for (std::uint32_t i = 0; i < parts_.stage->images(); ++i)
         if (parts_.stage->header(i).dirty_pages.load(std::memory_order_seq_cst) != 0) return true;
     return false;
+}
+
+bool Flusher::wants_to_drain() const {
+    return draining_.load() && parts_.stage->free_images() != parts_.stage->images();
 }
 
 std::uint64_t Flusher::step(std::uint64_t now) {

@@ -47,7 +47,10 @@ class Flusher {
     void kick(bool urgent) noexcept;
 
     /// While set, everything dirty is due and every clean image is freed.
-    void set_draining(std::atomic<bool>::value_type on) { draining_.store(on); }
+    void set_draining(std::atomic<bool>::value_type on) {
+        draining_.store(on);
+        kick(true);
+    }
     [[nodiscard]] bool anything_dirty() const;
 
     [[nodiscard]] std::uint64_t pages_flushed() const {
@@ -65,6 +68,7 @@ class Flusher {
     };
     static constexpr std::size_t kFlights = 4;
 
+    [[nodiscard]] bool wants_to_drain() const;
     void run();
     void sleep_until(std::uint64_t when);
     void finish_flights(std::uint64_t now);

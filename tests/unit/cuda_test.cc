@@ -267,11 +267,14 @@ TEST(CudaEnumerate, SecondGpuHasItsOwnIdentity) {
     EXPECT_NE(gpus->at(0).uuid, gpus->at(1).uuid);
 }
 
-TEST(CudaEnumerate, DisplayByConnectionOrByUse) {
-    for (const char* name : {"FAKE_NVML_DISPLAY_ACTIVE", "FAKE_NVML_DISPLAY_MODE"}) {
-        const Setting display(name, "1");
-        EXPECT_TRUE(only_gpu().display_attached) << name;
+TEST(CudaEnumerate, ADisplayIsOneThatIsInUse) {
+    {
+        const Setting active("FAKE_NVML_DISPLAY_ACTIVE", "1");
+        EXPECT_TRUE(only_gpu().display_attached);
     }
+    // A mode: an H100, which has no connector, tells that it is enabled.
+    const Setting mode("FAKE_NVML_DISPLAY_MODE", "1");
+    EXPECT_FALSE(only_gpu().display_attached);
 }
 
 TEST(CudaEnumerate, GoesOnWithoutNvml) {

@@ -103,14 +103,13 @@ Result<MemoryInfo> NvmlApi::memory(NvmlDevice device) const {
 }
 
 Answer NvmlApi::display(NvmlDevice device) const {
-    Answer answer = Answer::unknown;
+    // Active first: it tells of a screen that holds memory. The display mode is a setting, on for an H100 too.
     for (auto* question : {device_get_display_active, device_get_display_mode}) {
         int on = 0;
-        if (question == nullptr || question(device, &on) != kNvmlSuccess) continue;
-        if (on != 0) return Answer::yes;
-        answer = Answer::no;
+        if (question != nullptr && question(device, &on) == kNvmlSuccess)
+            return on != 0 ? Answer::yes : Answer::no;
     }
-    return answer;
+    return Answer::unknown;
 }
 
 Answer NvmlApi::mig(NvmlDevice device) const {
