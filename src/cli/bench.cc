@@ -84,6 +84,8 @@ void print_results(const Json& j) {
                                    {"MAXus", right},
                                    {"CPUs/GB", right}},
                                   rows));
+    if (j.contains("skipped"))
+        fmt::print("\nNot measured in the other mode: {}\n", j.at("skipped").get<std::string>());
     fmt::print(
         "\nRATIO is the result over the hardware's own figure beside it, both of this run: a rate over a "
         "rate "

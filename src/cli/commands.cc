@@ -78,6 +78,8 @@ void add_bench(CLI::App& app, BenchOptions& o, int& exit_status) {
     CLI::Option* swap = c->add_flag_callback(
         "--swap", [&o] { o.subject = BenchOptions::Subject::swap; },
         "Measure the whole way through the kernel instead, and the same for other swap on this machine");
+    for (const char* of_the_store : {"--seconds", "--mode", "--threads", "--only", "--quick"})
+        swap->excludes(c->get_option(of_the_store));
     c->add_option("--against", o.swap.against, "With --swap: zram, file, both, comma-separated, or none")
         ->delimiter(',')
         ->check(CLI::IsMember({"zram", "file", "none"}))

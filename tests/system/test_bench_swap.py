@@ -80,6 +80,7 @@ class SwapBench(SwapBenchTest):
         self.assert_told(self.vramswap(*self.arguments("--data", "1K"), status=2), "--data 1K")
         self.assert_told(self.vramswap(*self.arguments("--against", "floppy"), status=2), "floppy", "zram")
         self.assert_told(self.vramswap("bench", "--gpu", "sim", "--data", "32M", status=2), "--swap")
+        self.assert_told(self.vramswap(*self.arguments("--only", "seq_read_2m"), status=2), "--only")
         self.assert_told(self.vramswap(*self.arguments("--data", "9000G"), status=1), "8.8T", "smaller")
 
 
