@@ -91,14 +91,13 @@ class SwapBenchInterrupted(SwapBenchTest):
             with open("/proc/swaps", encoding="utf-8") as swaps:
                 rows = [line.split() for line in swaps.readlines()[1:]]
             return any(row[0] not in self.before["swaps"] and what in row[0] and int(row[3]) > 4096 for row in rows)
-        bench = subprocess.Popen([BINARY, *self.arguments("--data", "256M", "--against", against)], env=self.environment,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        bench = subprocess.Popen([BINARY, *self.arguments("--data", "64M", "--against", against)],
+                                 env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             wait_for(lambda: used() or bench.poll() is not None, f"pages on {what}")
-            bench.send_signal(sig)
-            out, err = bench.communicate(timeout=COMMAND_TIMEOUT_S)
         finally:
-            bench.kill()
+            bench.send_signal(sig)  # also if the wait failed: it cleans up
+            out, err = bench.communicate(timeout=COMMAND_TIMEOUT_S)
         self.assertEqual(bench.returncode, 1, out + err)
         self.assertIn("interrupted", err)
 
