@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
-#include "cli/launch.h"
+#include "cli/plot.h"
 #include "cli/table.h"
 #include "sys/spawn.h"
 
@@ -84,10 +84,32 @@ void print_results(const Json& j) {
                                    {"MAXus", right},
                                    {"CPUs/GB", right}},
                                   rows));
+    if (j.contains("skipped"))
+        fmt::print("\nNot measured in the other mode: {}\n", j.at("skipped").get<std::string>());
     fmt::print(
         "\nRATIO is the result over the hardware's own figure beside it, both of this run: a rate over a "
         "rate "
         "(1 is all there is),\nor p50 over p50 where it is in us.\n");
+}
+
+Plot plot_of(const Json& j) {
+    Plot plot;
+    plot.title = fmt::format("vramswap bench: {}", j.at("gpu").get<std::string>());
+    plot.subtitle = fmt::format("{} of VRAM used, {} s for each measurement, Linux {}",
+                                format_size({j.at("working_set_bytes").get<std::uint64_t>()}),
+                                j.at("seconds").get<double>(), j.at("kernel").get<std::string>());
+    plot.rates = {"the store"};
+    for (const Json& r : j.at("results")) {
+        PlotRow row;
+        row.name = r.at("name");
+        row.gbps = {r.at("gbps")};
+        row.ceiling_gbps = r.value("ceiling_gbps", 0.0);
+        row.ceiling_us = r.value("ceiling_us", 0.0);
+        for (std::size_t i = 0; i < kPlotPercentiles.size(); ++i)
+            row.latency_us[i] = r.at("lat_us").at(kPlotPercentiles[i]);
+        plot.rows.push_back(std::move(row));
+    }
+    return plot;
 }
 
 }  // namespace
@@ -102,6 +124,8 @@ int run_bench(const BenchOptions& options) {
             fmt::print("{}\n", results.dump(2));
         else
             print_results(results);
+        if (auto drawn = write_plot(plot_of(results), options.plot_file); !drawn)
+            return report(drawn.error());
     } catch (const Json::exception& e) {
         return report({Errc::failed, 0, fmt::format("cannot understand the measurement: {}", e.what())});
     }

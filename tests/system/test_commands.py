@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import unittest
 
-from harness import BINARY, COMMAND_TIMEOUT_S, SystemTest, swap_areas
+from harness import BINARY, COMMAND_TIMEOUT_S, SystemTest, swap_areas, texts_of_svg
 
 
 class Commands(SystemTest):
@@ -83,7 +83,8 @@ class Commands(SystemTest):
         return self.vramswap("bench", "--gpu", "sim", "--seconds", "0.05", *arguments, status=status)
 
     def test_bench(self):
-        j = json.loads(self.bench("--quick", "--json").stdout)
+        plot = os.path.join(self.scratch, "bench.svg")
+        j = json.loads(self.bench("--quick", "--json", "--plot", plot).stdout)
         for key in ("h2d_gbps", "d2h_gbps", "read_4k_qd1_us"):
             self.assertGreater(j["ceiling"][key], 0)
         self.assertGreater(j["working_set_bytes"], 0)
@@ -101,6 +102,7 @@ class Commands(SystemTest):
         # What a read job says of the pages it reads is so.
         self.assertGreater(results["read_4k_staged"]["stage_share"], 0.99)
         self.assertLess(results["read_4k_random_qd1"]["stage_share"], 0.1)
+        self.assertLessEqual(set(results), set(texts_of_svg(plot)))
 
     def test_bench_of_chosen_measurements(self):
         done = self.bench("--only", "read_64k_seq,write_4k_ack", "--threads", "3", "--json")
@@ -110,6 +112,7 @@ class Commands(SystemTest):
             self.assertIn(word, table)
         self.assert_told(self.bench("--only", "levitate", status=2), "levitate", "read_4k_staged")
         self.assert_told(self.bench("--mode", "sport", status=2), "sport", "turbo")
+        self.assert_told(self.bench("--only", "write_4k_ack", "--plot", "/nowhere/x.svg", status=1), "/nowhere/x.svg")
 
     def test_bench_without_room(self):
         self.environment["VRAMSWAP_SIM"] = "total=256M,taken_mib=200"
@@ -120,7 +123,7 @@ class BadInput(SystemTest):
     def test_not_root(self):
         os.chmod(self.scratch, 0o755)  # the build folder may lie where nobody else can go
         binary = shutil.copy(BINARY, self.scratch)
-        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["demo"]):
+        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["demo"], ["bench", "--swap"]):
             done = subprocess.run([binary, *command], env=self.environment, capture_output=True, text=True,
                                   timeout=COMMAND_TIMEOUT_S, check=False, cwd="/", user=65534, group=65534,
                                   extra_groups=[])

@@ -10,6 +10,7 @@
 #include <set>
 #include <vector>
 
+#include "cli/plot.h"
 #include "daemon/bench/histogram.h"
 #include "daemon/bench/jobs.h"
 #include "daemon/bench/load.h"
@@ -179,6 +180,27 @@ TEST(Jobs, AreChosen) {
     EXPECT_EQ(refused.error().code, Errc::usage);
     EXPECT_NE(refused.error().text().find("levitate"), std::string::npos);
     EXPECT_NE(refused.error().text().find("read_4k_staged"), std::string::npos);
+}
+
+// ---- picture ----
+
+TEST(Picture, HasEveryRowAndEscapesWhatItIsGiven) {
+    Plot plot{"<title> & \"more\"", "below", {"out", "in"}, {}};
+    plot.rows.push_back({"first_job", {1, 2}, 3, 0, {1, 2, 3, 4}});
+    plot.rows.push_back({"second <job>", {0, 0}, 0, 5, {0, 0, 0, 0}});
+    const std::string svg = to_svg(plot);
+    for (const char* words : {"&lt;title&gt; &amp; &quot;more&quot;", "first_job", "second &lt;job&gt;",
+                              "1.00 / 2.00 (0.33)", "the hardware alone", "p99.9"})
+        EXPECT_NE(svg.find(words), std::string::npos) << words;
+    EXPECT_EQ(svg.find("nan"), std::string::npos);
+    EXPECT_EQ(svg.find("inf"), std::string::npos);
+}
+
+TEST(Picture, OfNothingIsAPictureToo) {
+    const std::string svg = to_svg({});
+    EXPECT_TRUE(svg.starts_with("<svg"));
+    EXPECT_TRUE(svg.ends_with("</svg>\n"));
+    EXPECT_EQ(svg.find("nan"), std::string::npos);
 }
 
 // ---- load ----

@@ -122,14 +122,19 @@ class BareCopies {
         return true;
     }
 
-    /// Pages that are far apart and seldom touched: the source is in no cache, as a page to be swapped is.
+    /// The source is in no cache, as a page that is to be swapped.
     void page_copies_in_ram(LatencyHistogram& latencies) {
+        constexpr int kCopies = 10'000;
+        constexpr std::size_t kLine = 64;
         const std::uint64_t pages = memory_.size() / kPageBytes;
+        std::byte* const to = memory_.data() + (pages - 1) * kPageBytes;
         std::mt19937_64 random(4);
-        for (std::uint64_t i = 0; i < pages / 2; ++i) {
+        for (int i = 0; i < kCopies; ++i) {
             const std::byte* from = memory_.data() + random() % (pages - 1) * kPageBytes;
+            for (std::size_t at = 0; at < kPageBytes; at += kLine) __builtin_ia32_clflush(from + at);
+            __builtin_ia32_mfence();
             const std::uint64_t begin = now_ns();
-            std::memcpy(memory_.data() + (pages - 1) * kPageBytes, from, kPageBytes);
+            std::memcpy(to, from, kPageBytes);
             latencies.add(now_ns() - begin);
         }
     }

@@ -57,14 +57,15 @@ std::string_view name_of(CeilingKind kind) {
     return "?";
 }
 
-/// A latency beside a latency, else a rate beside a rate.
-void add_ceiling(Json& j, const Job& job, const Ceiling& ceiling, double gbps, double p50_us) {
+/// Percentiles beside the p50 of a bare latency, else a rate beside a rate.
+void add_ceiling(Json& j, const Job& job, const Ceiling& ceiling, double gbps, const Measured& m) {
     const double top = ceiling.of(job);
     if (job.ceiling == CeilingKind::none || top <= 0) return;
     const bool latency = job.ceiling == CeilingKind::one_read || job.ceiling == CeilingKind::memcpy_page;
     j["ceiling"] = name_of(job.ceiling);
     j[latency ? "ceiling_us" : "ceiling_gbps"] = top;
-    j["ratio"] = (latency ? p50_us : gbps) / top;
+    j["ratio"] = (latency ? microseconds(m.latencies, 0.5) : gbps) / top;
+    if (latency) j["ratio_p99"] = microseconds(m.latencies, 0.99) / top;
 }
 
 Json result_json(const JobResult& r, const Ceiling& ceiling) {
@@ -85,7 +86,7 @@ Json result_json(const JobResult& r, const Ceiling& ceiling) {
            {"cpu_s_per_gb", m.cpu_seconds / gb},
            {"ram_bytes", r.ram.n}};
     if (job.direction != Direction::write) j["stage_share"] = r.stage_share;
-    add_ceiling(j, job, ceiling, gbps, microseconds(m.latencies, 0.5));
+    add_ceiling(j, job, ceiling, gbps, m);
     return j;
 }
 
@@ -94,16 +95,17 @@ Json result_json(const JobResult& r, const Ceiling& ceiling) {
 std::string to_json(const BenchReport& report) {
     Json results = Json::array();
     for (const JobResult& r : report.results) results.push_back(result_json(r, report.ceiling));
-    const Json j{{"gpu", report.gpu.name},
-                 {"backend", report.gpu.backend},
-                 {"driver", report.gpu.driver},
-                 {"kernel", read_kernel_release().value_or("")},
-                 {"cpus", std::thread::hardware_concurrency()},
-                 {"threads", report.threads},
-                 {"working_set_bytes", report.working_set.n},
-                 {"seconds", report.seconds},
-                 {"ceiling", ceiling_json(report.ceiling)},
-                 {"results", std::move(results)}};
+    Json j{{"gpu", report.gpu.name},
+           {"backend", report.gpu.backend},
+           {"driver", report.gpu.driver},
+           {"kernel", read_kernel_release().value_or("")},
+           {"cpus", std::thread::hardware_concurrency()},
+           {"threads", report.threads},
+           {"working_set_bytes", report.working_set.n},
+           {"seconds", report.seconds},
+           {"ceiling", ceiling_json(report.ceiling)},
+           {"results", std::move(results)}};
+    if (!report.skipped.empty()) j["skipped"] = report.skipped;
     return j.dump();
 }
 

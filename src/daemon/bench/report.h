@@ -17,6 +17,7 @@ struct BenchReport {
     double seconds = 0;
     Ceiling ceiling;
     std::vector<JobResult> results;
+    std::string skipped;  ///< why the jobs of a mode did not run; empty if all did
 };
 
 [[nodiscard]] std::string to_json(const BenchReport& report);

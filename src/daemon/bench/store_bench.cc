@@ -56,7 +56,8 @@ Result<Ceiling> bare_ceiling(Backend& gpu, std::span<std::byte> memory, const Ce
     return ceiling;
 }
 
-/// Runs the report's jobs, with a new store for each mode.
+/// Runs the jobs, with a new store for each mode. What this GPU cannot do is skipped if something was
+/// measured.
 Result<void> measure_store(Backend& gpu, std::span<std::byte> memory, const std::vector<Job>& jobs,
                            BenchReport& report) {
     std::unique_ptr<StoreSession> session;
@@ -68,6 +69,10 @@ Result<void> measure_store(Backend& gpu, std::span<std::byte> memory, const std:
             config.size = report.working_set;
             config.mode = jobs[i].mode;
             auto made = StoreSession::create(gpu, config, memory, report.threads);
+            if (!made && made.error().code == Errc::unavailable && !report.results.empty()) {
+                report.skipped = made.error().text();
+                break;
+            }
             if (!made) return std::move(made).error();
             session = std::move(*made);
         }
