@@ -10,7 +10,7 @@ all: build
 deps:
 	tools/install_deps.sh build
 test-deps:
-	tools/install_deps.sh build test
+	tools/install_deps.sh build test vm
 
 build:
 	cmake --preset release >/dev/null

@@ -92,7 +92,10 @@ class StoreTest : public ::testing::Test {
                       HostMemory& memory) {
         fill(first, pages, version, memory);
         r = request(BlockRequest::Op::write, first, pages, memory);
-        ASSERT_EQ(queue_->submit(r), IoStatus::pending);
+        IoStatus status = queue_->submit(r);
+        // A queue that fills chunks waits for an image once.
+        if (status == IoStatus::retry) status = queue_->submit(r);
+        ASSERT_EQ(status, IoStatus::pending);
     }
     /// Tells the GPU of what was submitted; nothing completes.
     void launch() {
