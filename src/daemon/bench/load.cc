@@ -45,13 +45,15 @@ class LoadThread {
             requests_[i].bytes = job.block_bytes;
             idle_.push_back(&requests_[i]);
         }
+        waiting_.reserve(job.depth);
+        trying_again_.reserve(job.depth);
     }
 
     void run(const Window& window, Extent extent) {
         window_ = window;
         extent_ = extent;
         next_start_ns_ = now_ns();
-        while ((!error_ && submit_idle()) || queue_.in_flight() != 0) complete_some();
+        while ((!error_ && submit_all()) || queue_.in_flight() != 0) complete_some();
     }
 
     [[nodiscard]] const LatencyHistogram& latencies() const { return latencies_; }
@@ -59,27 +61,35 @@ class LoadThread {
     [[nodiscard]] const std::optional<Error>& error() const { return error_; }
 
   private:
-    /// True if there is more to submit later.
-    bool submit_idle() {
-        while (!error_ && (waiting_ != nullptr || !idle_.empty())) {
-            if (waiting_ != nullptr && !may_have_room()) return true;
-            if (waiting_ == nullptr && is_over(now_ns())) return false;
-            Request& r = waiting_ != nullptr ? *waiting_ : prepare();
-            const IoStatus status = queue_.submit(r);
-            waiting_ = status == IoStatus::retry ? &r : nullptr;
-            if (status == IoStatus::retry) {
-                completed_since_retry_ = false;
-                return true;
-            }
-            if (status != IoStatus::pending) complete(r, status);
+    /// Each request that is idle, or that was told to retry and may find room now, is submitted once, as the
+    /// frontends do it. False if there is nothing to submit any more.
+    bool submit_all() {
+        if (!waiting_.empty() && may_have_room()) {
+            completed_since_retry_ = false;
+            trying_again_.swap(waiting_);
+            for (Request* r : trying_again_) submit(*r);
+            trying_again_.clear();
         }
-        return true;
+        bool over = false;
+        for (std::size_t n = idle_.size(); n != 0 && !over && !error_; --n) {
+            over = is_over(now_ns());
+            if (!over) submit(prepare());
+        }
+        return !over || !waiting_.empty();
+    }
+
+    void submit(Request& r) {
+        const IoStatus status = queue_.submit(r);
+        if (status == IoStatus::retry)
+            waiting_.push_back(&r);
+        else if (status != IoStatus::pending)
+            complete(r, status);
     }
 
     /// After a retry: whether it makes sense to ask again. Sleeps if nothing of ours is in flight.
     bool may_have_room() {
         if (completed_since_retry_) return true;
-        if (now_ns() - waiting_->begun_ns > kPatienceNs) fail("a request found no room for a minute");
+        if (now_ns() - waiting_.front()->begun_ns > kPatienceNs) fail("a request found no room for a minute");
         const bool can_complete = queue_.in_flight() != 0;
         pollfd event{queue_.event_fd(), POLLIN, 0};
         if (::poll(&event, 1, can_complete ? 0 : 1000) != 1) return !can_complete;
@@ -120,7 +130,8 @@ class LoadThread {
     }
 
     void complete_some() {
-        const std::size_t n = queue_.in_flight() == 0 ? 0 : queue_.poll(done_);
+        if (queue_.in_flight() == 0) return;
+        const std::size_t n = queue_.poll(done_);
         for (std::size_t i = 0; i < n; ++i) {
             auto& r = static_cast<Request&>(*done_[i]);
             complete(r, r.status);
@@ -164,7 +175,8 @@ class LoadThread {
     std::vector<Request> requests_;
     std::vector<Request*> idle_;
     std::vector<BlockRequest*> done_;
-    Request* waiting_ = nullptr;  ///< was told to retry; not in idle_
+    std::vector<Request*> waiting_;  ///< were told to retry; the oldest is the first
+    std::vector<Request*> trying_again_;
     bool completed_since_retry_ = false;
     Window window_;
     Extent extent_ = Extent::until_time;
