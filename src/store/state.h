@@ -58,7 +58,7 @@ struct OptionalIndex {
 /// Where a chunk lives. Its lock bit guards the entry, the page entries of the chunk and its stage image's
 /// bits and bytes. It is held for memory copies only: never over a system call, a GPU call or another chunk's
 /// lock.
-struct ChunkEntry {
+struct alignas(32) ChunkEntry {  // never across two lines of the cache
     std::atomic<std::uint32_t> locked{0};
     OptionalIndex slot;        ///< 2 MiB of VRAM: segment * slots a segment + slot
     OptionalIndex image;       ///< of the stage
@@ -68,7 +68,7 @@ struct ChunkEntry {
     std::uint32_t pins = 0;  ///< GPU copies in flight from or to the slot; it may not be freed while not 0
     std::uint32_t last_use = 0;
 };
-static_assert(sizeof(ChunkEntry) == 24);
+static_assert(sizeof(ChunkEntry) == 32);
 
 struct SegmentEntry {
     enum class State : std::uint32_t { none = 0, in_use = 1 };

@@ -59,10 +59,10 @@ void StoreQueue::for_each_piece(const BlockRequest& request, std::uint32_t pages
 
 /// Visits the pieces, one a chunk, that have a page which is still to be copied.
 template <typename Visit>
-void StoreQueue::for_each_wanted_piece(const Transfer& transfer, Visit visit) {
-    for_each_piece(*transfer.request, kChunkPages, [&](const Piece& piece) {
+void StoreQueue::for_each_wanted_piece(const BlockRequest& request, const RequestPages& wanted, Visit visit) {
+    for_each_piece(request, kChunkPages, [&](const Piece& piece) {
         for (std::uint32_t i = 0; i < piece.run.count; ++i)
-            if (transfer.pages.test(piece.at + i)) {
+            if (wanted.test(piece.at + i)) {
                 visit(piece);
                 break;
             }
@@ -266,7 +266,7 @@ void StoreQueue::begin_direct(ChunkEntry& entry, const Piece& piece, Transfer& t
 
 /// Before anything was submitted: the pages are again what they were.
 void StoreQueue::undo_direct(Transfer& transfer) {
-    for_each_wanted_piece(transfer, [&](const Piece& piece) {
+    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
         ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
         const ChunkLock lock(entry);
         for (std::uint32_t i = 0; i < piece.run.count; ++i) {
@@ -285,7 +285,7 @@ void StoreQueue::undo_direct(Transfer& transfer) {
 
 /// The pages become stored, or lost if what VRAM has of them is unknown.
 IoStatus StoreQueue::end_direct(Transfer& transfer, PageEntry::State outcome) {
-    for_each_wanted_piece(transfer, [&](const Piece& piece) {
+    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
         ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
         const ChunkLock lock(entry);
         for (std::uint32_t i = 0; i < piece.run.count; ++i) {
@@ -433,7 +433,7 @@ bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint3
 }
 
 void StoreQueue::unpin(const Transfer& transfer) {
-    for_each_wanted_piece(transfer, [&](const Piece& piece) {
+    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
         ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
         const ChunkLock lock(entry);
         --entry.pins;
@@ -446,7 +446,7 @@ void StoreQueue::unpin(const Transfer& transfer) {
 /// Adds a copy for every run of pages still wanted.
 void StoreQueue::add_copies(Transfer& transfer) {
     const auto op = transfer.request->op == BlockRequest::Op::read ? Copy::Op::from_gpu : Copy::Op::to_gpu;
-    for_each_wanted_piece(transfer, [&](const Piece& piece) {
+    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
         const ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];  // pinned: its slot stays
         const StoreParts::Place place = parts_.place(entry.slot.get());
         const std::uint32_t end = piece.at + piece.run.count;
@@ -464,12 +464,12 @@ void StoreQueue::add_copies(Transfer& transfer) {
 }
 
 /// Tells whether the pages still to be copied change meanwhile.
-std::uint64_t StoreQueue::fingerprint(const Transfer& transfer) const {
+std::uint64_t StoreQueue::fingerprint(const BlockRequest& request, const RequestPages& wanted) const {
     std::uint64_t sum = 1;
     bool writing = false;
-    for_each_wanted_piece(transfer, [&](const Piece& piece) {
+    for_each_wanted_piece(request, wanted, [&](const Piece& piece) {
         for (std::uint32_t i = 0; i < piece.run.count; ++i) {
-            if (!transfer.pages.test(piece.at + i)) continue;
+            if (!wanted.test(piece.at + i)) continue;
             const PageEntry& page = entry_of(piece, i);
             writing = writing || page.state() == PageEntry::State::writing;
             sum = sum * 3 + page.load();
@@ -500,7 +500,7 @@ void StoreQueue::launch() {
         for (std::size_t k = first; k < n; ++k) {
             flying_.at(k).ticket = ticket;
             // The first look at the page entries: they come from memory while the GPU copies.
-            flying_.at(k).fingerprint = fingerprint(flying_.at(k));
+            flying_.at(k).fingerprint = fingerprint(*flying_.at(k).request, flying_.at(k).pages);
         }
     }
     collected_ = 0;
@@ -543,10 +543,11 @@ IoStatus StoreQueue::advance(Transfer& transfer) {
                                       : repeat_or_fail(transfer);
     // A page that was overwritten may have been read while the new one arrived. That is nobody's fault.
     if (copied != IoStatus::ok) return repeat_or_fail(transfer);
-    const Transfer before = transfer;
-    for_each_wanted_piece(before, [&](const Piece& piece) { check_piece(piece, transfer); });
+    const RequestPages before = transfer.pages;
+    for_each_wanted_piece(*transfer.request, before,
+                          [&](const Piece& piece) { check_piece(piece, transfer); });
     if (transfer.pages.none()) return transfer.lost ? IoStatus::lost : IoStatus::ok;
-    const std::uint64_t now = fingerprint(before);
+    const std::uint64_t now = fingerprint(*transfer.request, before);
     if (now == kUnstable || now != transfer.fingerprint) return IoStatus::retry;
     return repeat_or_fail(transfer);
 }

@@ -108,7 +108,7 @@ class StoreQueue final : public TargetQueue {
     template <typename Visit>
     static void for_each_piece(const BlockRequest& request, std::uint32_t pages_max, Visit visit);
     template <typename Visit>
-    static void for_each_wanted_piece(const Transfer& transfer, Visit visit);
+    static void for_each_wanted_piece(const BlockRequest& request, const RequestPages& wanted, Visit visit);
 
     IoStatus attempt(BlockRequest& request);
 
@@ -132,7 +132,7 @@ class StoreQueue final : public TargetQueue {
 
     void launch();
     void add_copies(Transfer& transfer);
-    [[nodiscard]] std::uint64_t fingerprint(const Transfer& transfer) const;
+    [[nodiscard]] std::uint64_t fingerprint(const BlockRequest& request, const RequestPages& wanted) const;
     IoStatus advance(Transfer& transfer);
     IoStatus repeat_or_fail(Transfer& transfer);
 
