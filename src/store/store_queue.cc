@@ -19,6 +19,9 @@ constexpr std::uint32_t kTriesMax = 3;
 constexpr std::uint64_t kDirectBytesMin = 256u << 10;
 /// A write is looked at and then copied in pieces that stay in the first-level cache meanwhile.
 constexpr std::uint32_t kWritePiecePages = 4;
+/// A write that fills a chunk waits for an image so often before it goes straight to VRAM. Each time an image
+/// became free and another queue took it: the flusher works, and page by page nobody is faster.
+constexpr std::uint32_t kWaitsMax = 16;
 /// A poll reports so many at least if there are so many.
 constexpr std::size_t kCompletionsMin = 8;
 /// A fingerprint of pages of which one is just being written.
@@ -80,8 +83,7 @@ IoStatus StoreQueue::do_submit(BlockRequest& request) {
         status = attempt(request);
     }
     QueueCounters& c = slot_.counters;
-    if (request.op == BlockRequest::Op::write)
-        waited_at_ = status == IoStatus::retry ? request.offset : ~std::uint64_t{0};
+    if (request.op == BlockRequest::Op::write) count_wait(request, status);
     if (status == IoStatus::retry) {
         QueueCounters::add(c.retries, 1);
         return status;
@@ -113,6 +115,20 @@ IoStatus StoreQueue::attempt(BlockRequest& request) {
             return discard(request);
     }
     return IoStatus::io_error;
+}
+
+/// How often a request was told to retry. Of the last one only: who submits several in turn waits less often.
+void StoreQueue::count_wait(const BlockRequest& request, IoStatus status) {
+    if (status != IoStatus::retry) {
+        waits_ = {};
+    } else {
+        waits_.count = waits_.offset == request.offset ? waits_.count + 1 : 1;
+        waits_.offset = request.offset;
+    }
+}
+
+bool StoreQueue::has_waited(const BlockRequest& request) const {
+    return waits_.offset == request.offset && waits_.count >= kWaitsMax;
 }
 
 /// Under the chunk's lock.
@@ -177,7 +193,7 @@ IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece
         IoStatus status = all_zero ? IoStatus::ok : find_slot(entry);
         if (status == IoStatus::ok && !all_zero && !entry.image.has())
             if (!stage_it || !find_image(entry, piece.chunk)) {
-                const bool wait = stage_it && locality_.clustered() && waited_at_ != request.offset;
+                const bool wait = stage_it && locality_.clustered() && !has_waited(request);
                 if (transfer != nullptr && !wait) {
                     begin_direct(entry, piece, *transfer);
                     return IoStatus::ok;
