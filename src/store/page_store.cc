@@ -152,21 +152,21 @@ void PageStore::maintain() {
     parts_->maintenance_begins();
     SlotAllocator& slots = parts_->slots;
     const std::uint32_t per_segment = slots.slots_per_segment();
-    const auto wants_more = [&] {
-        return slots.free_slots() < per_segment / 2 + 1 &&
+    const bool missing = parts_->slot_missing.exchange(false);
+    bool failed = false;
+    const auto wants_more = [&](bool one_at_least) {
+        return (one_at_least || slots.free_slots() < per_segment / 2 + 1) &&
                slots.segments() * per_segment < parts_->state.header().chunks;
     };
-    while (wants_more()) {
+    for (bool one_at_least = missing; !failed && wants_more(one_at_least); one_at_least = false) {
         const auto grown = grow();
-        const bool failed_before = parts_->growth_failed.exchange(!grown.has_value());
-        if (grown) continue;
-        if (!failed_before)
+        failed = !grown.has_value();
+        if (failed && !parts_->growth_failed.load())
             log_warning("no more VRAM to be had, writes are refused when the segments are full: {}",
                         grown.error().text());
-        break;
     }
-    if (!wants_more()) parts_->growth_failed.store(false);
-    for (std::uint32_t segments = slots.segments(); slots.free_slots() >= 2 * per_segment;
+    parts_->growth_failed.store(failed);
+    for (std::uint32_t segments = slots.segments(); !missing && slots.free_slots() >= 2 * per_segment;
          segments = slots.segments()) {
         shrink();
         if (slots.segments() == segments) break;  // free slots, but no segment is entirely free

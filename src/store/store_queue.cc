@@ -219,6 +219,7 @@ IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece
 IoStatus StoreQueue::find_slot(ChunkEntry& entry) {
     if (entry.slot.has()) return IoStatus::ok;
     const auto slot = parts_.slots.take();
+    if (!slot) parts_.slot_missing.store(true);
     if (parts_.slots.free_slots() < parts_.slots.slots_per_segment() / 2 + 1) parts_.request_maintenance();
     if (!slot) return parts_.growth_failed.load() ? IoStatus::no_space : IoStatus::retry;
     entry.slot.set(*slot);

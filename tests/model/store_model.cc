@@ -528,7 +528,8 @@ bool SeedRun::insist(BlockRequest& request, std::uint32_t q) {
         if (!take_event(queues_[q]->event_fd()) && completions == 0) continue;
         if (submit_once(request, q) != IoStatus::retry) return true;
     }
-    fail("a request told to retry is never woken, or never done");
+    fail(fmt::format("a request told to retry is never woken, or never done: op {}, {} pages from {}",
+                     static_cast<int>(request.op), request.bytes / kPageBytes, request.offset / kPageBytes));
     return false;
 }
 

@@ -385,6 +385,30 @@ TEST_F(UndoneWrite, AfterARefusalToo) {
     EXPECT_EQ(write(page_of(1, 0), kLarge, 2), IoStatus::ok);
 }
 
+TEST_F(UndoneWrite, FindsAllItsSlotsInTheEnd) {
+    make(mib(2), 4);  // a segment for each slot, and one ahead of need
+    IoStatus status = write(page_of(0, 500), 600, 1);
+    for (int n = 0; n < 3 && status == IoStatus::retry; ++n) {
+        EXPECT_TRUE(take_event(store()->maintenance_fd()));
+        store()->maintain();
+        EXPECT_TRUE(take_event(queue_->event_fd()));
+        status = write(page_of(0, 500), 600, 1);
+    }
+    ASSERT_EQ(status, IoStatus::ok);
+    expect(page_of(0, 500), 600, 1);
+}
+
+TEST_F(UndoneWrite, IsRefusedWhenThereAreSomeSlotsButNotEnough) {
+    make(mib(2), 4, mib(4));
+    ASSERT_EQ(write(page_of(0, 500), 600, 1), IoStatus::retry);
+    store()->maintain();
+    ASSERT_EQ(write(page_of(0, 500), 600, 1), IoStatus::retry);
+    store()->maintain();
+    EXPECT_EQ(write(page_of(0, 500), 600, 1), IoStatus::no_space);
+    EXPECT_EQ(write(page_of(0, 0), 64, 1), IoStatus::ok);
+    EXPECT_EQ(write(page_of(1, 0), 64, 1), IoStatus::ok);
+}
+
 TEST_F(UndoneWrite, LeavesNoChunkMarkedAsBeingWritten) {
     prepare();
     ASSERT_EQ(write(page_of(0, 500), 100, 2), IoStatus::retry);

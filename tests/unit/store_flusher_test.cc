@@ -506,6 +506,7 @@ TEST_P(CompletedImage, ManyTakeTurnsWithTheScratchMemory) {
     EXPECT_EQ(store().step(), Flusher::kNow);
     ASSERT_TRUE(store().drain());
     EXPECT_EQ(stats().images_completed, kChunks);
+    EXPECT_EQ(stats().flush_copies, 2 * kChunks);  // nothing was fetched into another's memory
     for (std::uint32_t c = 0; c < kChunks; ++c)
         for (std::uint32_t p = 0; p < 99; ++p)
             expect(page_of(c, p), 1, p % 10 == 0 && p >= 10 && p < 90 ? 50 + c : c + 1);
