@@ -90,8 +90,8 @@ class StoreParts {
     std::array<QueueSlot, kQueuesMax> queues;
     std::atomic<std::uint32_t> queues_used{0};  ///< slots below have an event
 
-    /// A write found no slot since the last maintenance. It may need several at once, and undone it leaves free
-    /// those that it found: that some are free does not mean that there are enough.
+    /// A write found no slot since the last maintenance. It may need several at once, and undone it leaves
+    /// free those that it found: that some are free does not mean that there are enough.
     std::atomic<bool> slot_missing{false};
     /// The last attempt to take VRAM failed: a write without a slot is refused instead of told to retry.
     std::atomic<bool> growth_failed{false};

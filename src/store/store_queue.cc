@@ -74,6 +74,8 @@ void StoreQueue::for_each_wanted_piece(const BlockRequest& request, const Reques
 }
 
 IoStatus StoreQueue::do_submit(BlockRequest& request) {
+    if (request.op == BlockRequest::Op::write && waits_.offset != request.offset)
+        locality_.note(chunk_of(page_at(request.offset)));
     IoStatus status = attempt(request);
     if (status == IoStatus::retry) {
         // Room that appeared between the attempt and the registration would wake nobody: try once more after
@@ -148,7 +150,6 @@ IoStatus StoreQueue::write(BlockRequest& request) {
         transfer = &flying_.push();
         *transfer = Transfer{.request = &request};
     }
-    locality_.note(chunk_of(page_at(request.offset)));
     prefetch_page(request.data);
     __builtin_prefetch(&parts_.state.pages()[page_at(request.offset).n], 1);
     IoStatus status = IoStatus::ok;

@@ -5,9 +5,8 @@
 // A write ends in the stage and is complete at once. It goes from the request's memory straight to VRAM, and
 // is pending until it is there, if it is large (a copy of it is as fast as one from an image), or if the
 // stage is short of images and this queue's writes are scattered (an image for each page would only be in the
-// way). A queue that fills chunk after chunk waits for an image instead, but once only for each request. A
-// read ends in the stage, or waits for copies from VRAM. Copies of all requests since the last poll are one
-// submission.
+// way). A queue that fills chunk after chunk rather waits for an image, but not for ever. A read ends in the
+// stage, or waits for copies from VRAM. Copies of all requests since the last poll are one submission.
 #pragma once
 
 #include <algorithm>
@@ -111,6 +110,8 @@ class StoreQueue final : public TargetQueue {
     static void for_each_wanted_piece(const BlockRequest& request, const RequestPages& wanted, Visit visit);
 
     IoStatus attempt(BlockRequest& request);
+    void count_wait(const BlockRequest& request, IoStatus status);
+    [[nodiscard]] bool has_waited(const BlockRequest& request) const;
 
     IoStatus write(BlockRequest& request);
     IoStatus write_piece(const BlockRequest& request, const Piece& piece, Transfer* transfer);
@@ -149,7 +150,10 @@ class StoreQueue final : public TargetQueue {
     Ring flying_;
     std::size_t collected_ = 0;
     Locality locality_;
-    std::uint64_t waited_at_ = ~std::uint64_t{0};  ///< offset of the request that was last told to retry
+    struct Waits {
+        std::uint64_t offset = ~std::uint64_t{0};  ///< of the write that was last told to retry
+        std::uint32_t count = 0;
+    } waits_;
     std::vector<Copy> copies_scratch_;
     std::array<std::uint64_t, kPagesMax> digests_{};  ///< by page within a request: kZeroPage or its checksum
     std::array<std::uint64_t, kPagesMax>
