@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "store/checksum.h"
+#include "store/page_memory.h"
 
 namespace vramswap {
 namespace {
@@ -49,18 +50,21 @@ std::optional<std::uint32_t> median_time(TransferQueue& queue, std::span<const C
     return median(times);
 }
 
-std::uint32_t merge_time(std::span<std::byte> host) {
+/// Of a page that the flusher fetches, checks and moves into an image. What the GPU has just written is in no
+/// cache, so each round is preceded by a fetch.
+std::optional<std::uint32_t> merge_time(TransferQueue& queue, std::span<std::byte> host, SegmentId segment) {
     std::array<std::uint64_t, kRounds> times{};
-    const std::size_t half = host.size() / 2;
     std::uint64_t sum = 0;
+    const Copy fetch{Copy::Op::from_gpu, segment, 0, host.data(), static_cast<std::uint32_t>(kChunkBytes)};
     for (auto& time : times) {
+        if (!time_of(queue, {&fetch, 1}, 1)) return {};
         const std::uint64_t begin = now_ns();
-        for (std::size_t at = 0; at < half; at += kPageBytes) {
-            const std::byte* page = host.data() + half + at;
-            sum ^= page_checksum(page, PageIndex{at / kPageBytes});
-            std::memcpy(host.data() + at, page, kPageBytes);
+        for (std::size_t p = 0; p < kChunkPages; p += 2) {
+            const std::byte* page = host.data() + p * kPageBytes;
+            sum ^= page_checksum(page, PageIndex{p});
+            stream_page(host.data() + kChunkBytes + p * kPageBytes, page);
         }
-        time = (now_ns() - begin) * kPageBytes / half;
+        time = (now_ns() - begin) / (kChunkPages / 2);
     }
     std::memcpy(host.data(), &sum, sizeof sum);  // used, so that it is computed
     return median(times);
@@ -82,7 +86,7 @@ CopyCosts measure_copy_costs(TransferQueue& queue, const Caps& caps, std::span<s
     if (!small || !large) return costs;
     costs.small_copy_ns = costs.turbo_copy_ns = *small;
     costs.page_ns = std::max(*large / static_cast<std::uint32_t>(kChunkPages), 1u);
-    costs.merge_page_ns = merge_time(host.first(kChunkBytes));
+    if (const auto merge = merge_time(queue, host, segment)) costs.merge_page_ns = *merge;
     if (!caps.turbo) return costs;
     queue.set_mode(EngineMode::turbo);
     if (const auto turbo = median_time(queue, scattered)) costs.turbo_copy_ns = *turbo;

@@ -35,7 +35,7 @@ struct CopyCosts {
     }
 };
 
-/// Measures with copies between `host` (registered, at least 2 MiB, its content is lost) and the first 2 MiB
+/// Measures with copies between `host` (registered, at least 4 MiB, its content is lost) and the first 2 MiB
 /// of `segment`. Takes a few milliseconds; with a GPU that does not answer, the defaults stay. Blocks.
 CopyCosts measure_copy_costs(TransferQueue& queue, const Caps& caps, std::span<std::byte> host,
                              SegmentId segment);
