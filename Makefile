@@ -3,14 +3,14 @@
 BUILD := build/release
 BINARY := $(BUILD)/src/daemon/vramswap
 
-.PHONY: all build demo test test-release test-asan test-tsan test-clang deps test-deps clean
+.PHONY: all build demo test test-release test-asan test-tsan test-clang micro deps test-deps clean
 
 all: build
 
 deps:
 	tools/install_deps.sh build
 test-deps:
-	tools/install_deps.sh build test
+	tools/install_deps.sh build test vm
 
 build:
 	cmake --preset release >/dev/null
@@ -42,6 +42,13 @@ test-tsan:
 test-clang:
 	cmake --preset clang >/dev/null
 	cmake --build --preset clang
+
+# The hot functions beside a bare memcpy; wants a quiet machine.
+micro:
+	tools/install_deps.sh build bench
+	cmake --preset release -DVRAMSWAP_BENCH=ON >/dev/null
+	cmake --build --preset release --target micro
+	bench/micro.py $(BUILD)/bench/micro
 
 clean:
 	rm -rf build

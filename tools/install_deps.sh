@@ -1,20 +1,22 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Installs what building (`build`), testing (`test`) and virtual machines (`vm`) need, with apt, on Debian 12 or newer. Does nothing, and needs no
+# Installs what building (`build`), testing (`test`), micro-benchmarks (`bench`) and virtual machines (`vm`) need, with apt, on Debian 12 or newer. Does nothing, and needs no
 # network, if everything is there.
 set -eu
 
 build="g++ cmake ninja-build libfuse3-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev liburing-dev libnl-genl-3-dev"
 test="clang libgtest-dev python3 strace util-linux"
-vm="python3 qemu-system-x86 busybox-static e2fsprogs fio"
+bench="libbenchmark-dev python3"
+vm="python3 qemu-system-x86 busybox-static e2fsprogs fio strace"
 
 wanted=""
 for set in "$@"; do
     case "$set" in
         build) wanted="$wanted $build" ;;
         test) wanted="$wanted $test" ;;
+        bench) wanted="$wanted $bench" ;;
         vm) wanted="$wanted $vm" ;;
-        *) echo "usage: $0 build|test|vm ..." >&2; exit 2 ;;
+        *) echo "usage: $0 build|test|bench|vm ..." >&2; exit 2 ;;
     esac
 done
 

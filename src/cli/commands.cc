@@ -61,12 +61,45 @@ void add_doctor(CLI::App& app, DoctorOptions& o, int& exit_status) {
 
 void add_bench(CLI::App& app, BenchOptions& o, int& exit_status) {
     CLI::App* c = app.add_subcommand("bench", "Measure the store beside the GPU's own ceiling");
-    c->add_option("--gpu", o.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
-    c->add_option("--seconds", o.seconds, "For each measurement")
+    BenchRequest& r = o.request;
+    c->add_option("--gpu", r.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
+    c->add_option("--seconds", r.seconds, "For each measurement")
         ->check(CLI::Range(0.05, 60.0))
         ->capture_default_str();
+    c->add_option("--mode", r.mode, "How small copies are made: copy, turbo, both")
+        ->check(CLI::IsMember({"copy", "turbo", "both"}))
+        ->capture_default_str();
+    c->add_option("--threads", r.threads, "Threads of the jobs with many; 0 = one for each CPU, at most 8")
+        ->check(CLI::Range(0, 64))
+        ->capture_default_str();
+    c->add_option("--only", r.only, "Only these measurements, comma-separated")->delimiter(',');
+    c->add_flag_callback(
+        "--quick", [&r] { r.extent = "quick"; }, "Without the sweeps over block size and depth");
+    CLI::Option* swap = c->add_flag_callback(
+        "--swap", [&o] { o.subject = BenchOptions::Subject::swap; },
+        "Measure the whole way through the kernel instead, and the same for other swap on this machine");
+    for (const char* of_the_store : {"--seconds", "--mode", "--threads", "--only", "--quick"})
+        swap->excludes(c->get_option(of_the_store));
+    c->add_option("--against", o.swap.against, "With --swap: zram, file, both, comma-separated, or none")
+        ->delimiter(',')
+        ->check(CLI::IsMember({"zram", "file", "none"}))
+        ->needs(swap)
+        ->capture_default_str();
+    c->add_option("--data", o.swap.data, "With --swap: how much memory is written and read back")
+        ->needs(swap)
+        ->capture_default_str();
+    c->add_option("--frontend", o.swap.frontend, "With --swap: auto, ublk, nbd, loop")
+        ->needs(swap)
+        ->capture_default_str();
+    c->add_option("--file-in", o.swap.file_folder, "With --swap: the folder of the swap file, on a disk")
+        ->needs(swap)
+        ->capture_default_str();
+    c->add_option("--plot", o.plot_file, "Also draw the results into this file (SVG)");
     add_json(*c, o);
-    c->callback([&] { exit_status = run_bench(o); });
+    c->callback([&] {
+        std::erase(o.swap.against, "none");
+        exit_status = o.subject == BenchOptions::Subject::swap ? run_swap_bench(o) : run_bench(o);
+    });
 }
 
 void add_demo(CLI::App& app, DemoOptions& o, int& exit_status) {

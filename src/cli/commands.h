@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "ctl/messages.h"
 
 namespace vramswap {
 
@@ -39,10 +40,19 @@ struct StatusOptions {
 struct DoctorOptions {
     Output output = Output::table;
 };
+/// Of `bench --swap`.
+struct SwapBenchOptions {
+    std::vector<std::string> against{"zram", "file"};
+    std::string data = "512M";
+    std::string frontend = "auto";
+    std::string file_folder = "/var/tmp";
+};
 struct BenchOptions {
-    std::string gpu = "auto";
-    double seconds = 1.0;  ///< for each measurement
+    enum class Subject : std::uint8_t { store, swap } subject = Subject::store;
+    BenchRequest request;
+    SwapBenchOptions swap;
     Output output = Output::table;
+    std::string plot_file;  ///< empty: no picture
 };
 struct DemoOptions {
     std::string gpu = "auto";
@@ -57,6 +67,7 @@ int run_down(const DownOptions& options);
 int run_status(const StatusOptions& options);
 int run_doctor(const DoctorOptions& options);
 int run_bench(const BenchOptions& options);
+int run_swap_bench(const BenchOptions& options);
 int run_demo(const DemoOptions& options);
 
 /// Reads the command line and runs the command.

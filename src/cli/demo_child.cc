@@ -55,7 +55,7 @@ Result<std::unique_ptr<DemoChild>> DemoChild::start(Bytes data) {
     // Touched here, in the parent: charged to the parent's control group, not to the child's small one.
     void* shared =
         ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (shared == MAP_FAILED) return sys_error("cannot get memory for the demo's figures");
+    if (shared == MAP_FAILED) return sys_error("cannot get memory for the figures");
     c->shared_ = {static_cast<std::byte*>(shared), size};
     c->progress_ = new (shared) DemoProgress;
     c->latencies_ = reinterpret_cast<std::uint64_t*>(c->shared_.data() + latencies_at);
@@ -68,7 +68,7 @@ Result<std::unique_ptr<DemoChild>> DemoChild::start(Bytes data) {
     c->go_.reset(ends[1]);
     const pid_t parent = ::getpid();
     c->pid_ = ::fork();
-    if (c->pid_ < 0) return sys_error("cannot start the demo's process");
+    if (c->pid_ < 0) return sys_error("cannot start the process that swaps");
     if (c->pid_ == 0) {
         c->go_.reset();
         if (!set_parent_death_signal(SIGKILL, parent)) ::_exit(3);
@@ -138,16 +138,16 @@ void DemoChild::read_back(std::span<std::byte> memory) {
 
 Result<void> DemoChild::wait() {
     int status = 0;
-    if (::waitpid(pid_, &status, 0) != pid_) return sys_error("cannot wait for the demo's process");
+    if (::waitpid(pid_, &status, 0) != pid_) return sys_error("cannot wait for the process that swaps");
     pid_ = 0;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return {};
     if (WIFSIGNALED(status))
         return Error{Errc::failed, 0,
-                     fmt::format("the demo's process was killed by signal {} ({})", WTERMSIG(status),
+                     fmt::format("the process that swaps was killed by signal {} ({})", WTERMSIG(status),
                                  ::strsignal(WTERMSIG(status))),
                      WTERMSIG(status) == SIGBUS ? "A page could not be read back from the device" : ""};
     return Error{Errc::failed, 0,
-                 fmt::format("the demo's process ended with status {}", WEXITSTATUS(status))};
+                 fmt::format("the process that swaps ended with status {}", WEXITSTATUS(status))};
 }
 
 std::span<const std::uint64_t> DemoChild::latencies_ns() const {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The memory-hungry process of `vramswap demo`: fills memory with pages that cannot be compressed, each
-// unlike any other, reads them back in random order and checks every byte. It talks to its parent through
-// shared memory.
+// The memory-hungry process of `vramswap demo` and `bench --swap`: fills memory with pages that cannot be
+// compressed, each unlike any other, reads them back in random order and checks every byte. It talks to its
+// parent through shared memory.
 #pragma once
 
 #include <sys/types.h>

@@ -108,16 +108,20 @@ Result<RunningDevice> launch_device(const DeviceConfig& config) {
 }
 
 Result<void> start_swapping(const RunningDevice& running, int priority) {
-    const UniqueFd fd(::open(running.device.c_str(), O_RDWR | O_CLOEXEC | O_DIRECT));
-    if (!fd) return sys_error(fmt::format("cannot open {}", running.device));
+    return start_swapping(running.device, running.name, {priority, SwapDiscard::both});
+}
+
+Result<void> start_swapping(const std::string& path, const std::string& label, const SwapOnOptions& options) {
+    const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_DIRECT));
+    if (!fd) return sys_error(fmt::format("cannot open {}", path));
     const off_t size = ::lseek(fd.get(), 0, SEEK_END);
     auto uuid = make_uuid();
     if (!uuid) return std::move(uuid).error();
-    const std::string label = running.name.substr(0, kSwapLabelChars);
-    if (auto written = write_swap_header(fd.get(), {static_cast<std::uint64_t>(size)}, label, *uuid);
+    if (auto written = write_swap_header(fd.get(), {static_cast<std::uint64_t>(size)},
+                                         label.substr(0, kSwapLabelChars), *uuid);
         !written)
-        return std::move(written).error().in(running.device);
-    return swap_on(running.device, {priority, SwapDiscard::both});
+        return std::move(written).error().in(path);
+    return swap_on(path, options);
 }
 
 Result<void> stop_swapping(const std::string& device) {

@@ -42,6 +42,8 @@ Result<RunningDevice> launch_device(const DeviceConfig& config);
 
 /// Writes the swap header and calls swapon(2). On failure the device stays up.
 Result<void> start_swapping(const RunningDevice& running, int priority);
+/// The same for any device or file; the label is cut to what fits.
+Result<void> start_swapping(const std::string& path, const std::string& label, const SwapOnOptions& options);
 
 /// Refuses if RAM cannot take the pages back, saying how much is missing; then swapoff(2) in this process,
 /// which may take minutes. Nothing to do if `device` is no swap area. Errors: no_memory, failed; the area

@@ -81,6 +81,17 @@ void fields(G& g, Visit visit) {
     visit("display_attached", g.display_attached);
 }
 
+template <typename B, typename Visit>
+requires std::is_same_v<std::remove_const_t<B>, BenchRequest>
+void fields(B& b, Visit visit) {
+    visit("gpu", b.gpu);
+    visit("seconds", b.seconds);
+    visit("mode", b.mode);
+    visit("extent", b.extent);
+    visit("threads", b.threads);
+    visit("only", b.only);
+}
+
 template <typename P, typename Visit>
 requires std::is_same_v<std::remove_const_t<P>, ProbedPart>
 void fields(P& p, Visit visit) {
@@ -177,6 +188,14 @@ Result<Probe> parse_probe(std::string_view text) {
         read_error(j.at("problem"), p.problem);
         return p;
     });
+}
+
+std::string to_json(const BenchRequest& request) {
+    return object_of(request).dump();
+}
+
+Result<BenchRequest> parse_bench_request(std::string_view text) {
+    return guarded(text, "what to measure", read_object<BenchRequest>);
 }
 
 std::string error_json(const Error& error) {

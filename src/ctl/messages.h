@@ -72,6 +72,18 @@ struct Probe {
 [[nodiscard]] std::string to_json(const Probe& probe);
 [[nodiscard]] Result<Probe> parse_probe(std::string_view text);
 
+/// What `bench` asks the process that measures.
+struct BenchRequest {
+    std::string gpu = "auto";
+    double seconds = 1.0;           ///< for each measurement
+    std::string mode = "both";      ///< copy, turbo, both
+    std::string extent = "full";    ///< quick, full
+    std::uint32_t threads = 0;      ///< 0 = chosen
+    std::vector<std::string> only;  ///< names of measurements; empty = all
+};
+[[nodiscard]] std::string to_json(const BenchRequest& request);
+[[nodiscard]] Result<BenchRequest> parse_bench_request(std::string_view text);
+
 /// An Error as {"error": {...}}; parse_error gives it back, `fallback` if the text is no such object.
 [[nodiscard]] std::string error_json(const Error& error);
 [[nodiscard]] Error parse_error(std::string_view text, std::string_view fallback);

@@ -22,7 +22,7 @@ int run_guardian();
 int run_worker();
 /// Prints a Probe as JSON. Arguments: GPU wanted, "sim-allowed" or "sim-never", frontend wanted.
 int run_probe(const std::vector<std::string>& arguments);
-/// Prints bench results as JSON. Arguments: GPU selector, seconds a measurement.
+/// Prints bench results as JSON. Argument: a BenchRequest as JSON.
 int run_store_bench(const std::vector<std::string>& arguments);
 
 }  // namespace vramswap

@@ -32,17 +32,20 @@ struct BlockRequest {
 /// Serves one thread. submit and poll never block, never allocate, never throw.
 class TargetQueue {
   public:
+    /// REQUIRES: nothing in flight.
     virtual ~TargetQueue() = default;
     TargetQueue(const TargetQueue&) = delete;
     TargetQueue& operator=(const TargetQueue&) = delete;
 
-    /// Starts a request. Returns its final status if it is complete already (then poll never reports it),
-    /// pending if poll will complete it, or retry: nothing was done, ask again when event_fd is readable (the
-    /// caller is then registered for it) or after a completion of this queue. Checks range, alignment and
-    /// size.
+    /// Accepts a request. Returns its final status if it is complete already (then poll never reports it),
+    /// pending if poll will complete it, or retry: it was done in part or not at all, ask again when event_fd
+    /// is readable (the caller is then registered for it) or after a completion of this queue. Checks range,
+    /// alignment and size. What is submitted before the next poll goes to the GPU together, so a frontend
+    /// submits all that it has and then polls.
     IoStatus submit(BlockRequest& request);
 
-    /// Completes what the GPU has finished: sets status and stores the requests in `done`. Returns how many.
+    /// Starts what was submitted since the last call, and completes what the GPU has finished: sets status
+    /// and stores the requests in `done`. Returns how many.
     std::size_t poll(std::span<BlockRequest*> done);
 
     /// The thread that will use the queue calls this once, before its first submit and before the device is

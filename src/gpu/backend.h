@@ -63,6 +63,7 @@ enum class EngineMode : std::uint8_t { copy, turbo };
 struct Caps {
     Bytes granularity{};               ///< segment sizes are multiples of it
     bool exportable_segments = false;  ///< export_segment works: data can outlive this process
+    bool turbo = false;                ///< it has a kernel for EngineMode::turbo
 };
 
 /// Number of a segment within its Backend; small, used again after free.
@@ -101,6 +102,9 @@ class TransferQueue {
     /// pending until the submission is complete, then ok or io_error (targets unknown). Never blocks.
     IoStatus poll(Ticket ticket);
 
+    /// For the submissions that follow. Without Caps::turbo, turbo is the same as copy.
+    void set_mode(EngineMode mode) { mode_ = mode; }
+
     /// Submissions that may be in flight at once.
     static constexpr std::uint32_t kDepth = 256;
 
@@ -112,8 +116,10 @@ class TransferQueue {
     virtual IoStatus do_submit(std::span<const Copy> copies, Ticket ticket) = 0;
     /// ok, pending or io_error for a submission not yet reported complete.
     virtual IoStatus do_poll(Ticket ticket) = 0;
+    [[nodiscard]] EngineMode mode() const { return mode_; }
 
   private:
+    EngineMode mode_ = EngineMode::copy;
     Ticket last_submitted_ = 0;
     Ticket last_completed_ = 0;  ///< everything up to here is complete
     std::array<IoStatus, kDepth> outcome_{};

@@ -1,13 +1,26 @@
 // SPDX-License-Identifier: MIT
 #include "store/checksum.h"
 
-#include <xxhash.h>
-
 #include <cstring>
 
+#include "store/checksum_kernels.h"
 #include "store/state.h"
 
 namespace vramswap {
+namespace {
+
+using Kernel = std::uint64_t (*)(const void*, std::uint64_t);
+
+Kernel widest_kernel() {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) return checksum_kernels::xxh3_page_avx2;
+#endif
+    return checksum_kernels::xxh3_page_baseline;
+}
+
+const Kernel kKernel = widest_kernel();
+
+}  // namespace
 
 bool is_zero_page(const std::byte* page) {
     constexpr std::size_t kStep = 64;
@@ -22,7 +35,7 @@ bool is_zero_page(const std::byte* page) {
 }
 
 std::uint64_t page_checksum(const std::byte* page, PageIndex index) {
-    return XXH3_64bits_withSeed(page, kPageBytes, index.n) & PageEntry::kChecksumMask;
+    return kKernel(page, index.n) & PageEntry::kChecksumMask;
 }
 
 }  // namespace vramswap

@@ -8,14 +8,19 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstring>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "store/checksum.h"
+#include "store/page_memory.h"
 
 namespace vramswap {
 namespace {
 constexpr std::uint32_t kFailuresBeforeRefusing = 5;
 constexpr std::uint64_t kPauseMaxNs = 1'000'000'000;
+/// So long the thread spins while no flight ends.
+constexpr std::uint64_t kSpinNs = 200'000;
 }  // namespace
 
 void warm_up_thread(TransferQueue& queue) {
@@ -26,13 +31,19 @@ void warm_up_thread(TransferQueue& queue) {
     while (queue.poll(ticket) == IoStatus::pending && now_ns() < end) cpu_relax();
 }
 
-Flusher::Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> queue, FlusherConfig config)
+Flusher::Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> to_gpu,
+                 std::unique_ptr<TransferQueue> from_gpu, std::uint64_t age_ns_max, const CopyCosts& costs)
     : parts_(parts),
-      queue_(std::move(queue)),
-      config_(config),
-      free_images_low_(std::max(1u, parts.stage->images() / 4)),
+      to_gpu_(std::move(to_gpu)),
+      from_gpu_(std::move(from_gpu)),
+      age_ns_max_(age_ns_max),
+      costs_(costs),
+      free_images_low_(parts.stage->free_images_low()),
+      flying_(parts.stage->images(), 0),
       event_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-    copies_scratch_.reserve(kChunkPages);
+    due_.reserve(parts.stage->images());
+    young_.reserve(parts.stage->images());
+    copies_scratch_.reserve(kCopiesEnough + kChunkPages);
 }
 
 Flusher::~Flusher() {
@@ -58,24 +69,40 @@ void Flusher::stop() {
 }
 
 void Flusher::run() {
-    constexpr std::uint64_t kSpinNs = 200'000;
     std::uint64_t busy_since = 0;
-    warm_up_thread(*queue_);
+    warm_up_thread(*to_gpu_);
+    warm_up_thread(*from_gpu_);
     while (!stopping_.load(std::memory_order_relaxed)) {
         const std::uint64_t now = now_ns();
         const std::uint64_t next = step(now);
         if (next != kNow) {
             busy_since = 0;
             sleep_until(next);
-        } else if (busy_since == 0) {
-            busy_since = now;
-        } else if (now - busy_since < kSpinNs) {
-            cpu_relax();
+            continue;
+        }
+        if (busy_since == 0) busy_since = now;
+        if (now - busy_since < kSpinNs) {
+            if (await_flight(now)) busy_since = 0;
         } else {  // a slow or hung GPU: do not burn the CPU
             constexpr timespec kNap{0, 50'000};
             ::ppoll(nullptr, 0, &kNap, nullptr);
         }
     }
+}
+
+/// Looks for the end of a flight for a moment, and at nothing else: looking at the images takes their lines
+/// from those who write to them. False if none ended.
+bool Flusher::await_flight(std::uint64_t since) {
+    constexpr std::uint64_t kMomentNs = 10'000;
+    do {
+        for (const Flight& flight : flights_) {
+            if (flight.phase == Flight::Phase::idle) continue;
+            TransferQueue& queue = flight.phase == Flight::Phase::fetching ? *from_gpu_ : *to_gpu_;
+            if (queue.poll(flight.ticket) != IoStatus::pending) return true;
+        }
+        cpu_relax();
+    } while (now_ns() - since < kMomentNs);
+    return false;
 }
 
 void Flusher::sleep_until(std::uint64_t when) {
@@ -121,104 +148,262 @@ std::uint64_t Flusher::step(std::uint64_t now) {
     finish_flights(now);
     free_clean_images();
     const std::uint64_t next = start_flights(now);
-    const bool busy = std::ranges::any_of(flights_, [](const Flight& f) { return f.active; });
+    const bool busy =
+        std::ranges::any_of(flights_, [](const Flight& f) { return f.phase != Flight::Phase::idle; });
     // With nothing left to repeat, no flush would ever succeed and end the refusal: the next write is the
     // trial. It is kept in the stage, and one more failure refuses again.
     if (!busy && next == kNever && failures_in_row_ != 0) parts_.refuse_writes.store(false);
     return busy ? kNow : next;
 }
 
-bool Flusher::in_flight(std::uint32_t image) const {
-    return std::ranges::any_of(flights_, [image](const Flight& f) { return f.active && f.image == image; });
-}
+// ---- what is to be sent ----
 
-Flusher::Flight* Flusher::idle_flight() {
-    const auto it = std::ranges::find_if(flights_, [](const Flight& f) { return !f.active; });
-    return it == flights_.end() ? nullptr : &*it;
-}
-
-/// Starts what is due; returns when the next image will be.
-std::uint64_t Flusher::start_flights(std::uint64_t now) {
+/// Fills due_ and young_ with dirty images that are in no flight. Returns when the next of the young is due.
+std::uint64_t Flusher::find_due(std::uint64_t now) {
+    due_.clear();
+    young_.clear();
+    const bool draining = draining_.load(std::memory_order_relaxed);
     std::uint64_t next = kNever;
-    const bool all_due =
-        draining_.load(std::memory_order_relaxed) || parts_.stage->free_images() < free_images_low_;
     for (std::uint32_t i = 0; i < parts_.stage->images(); ++i) {
         const ImageHeader& h = parts_.stage->header(i);
         const std::uint32_t dirty = h.dirty_pages.load(std::memory_order_relaxed);
         if (dirty == 0 || in_flight(i)) continue;
         std::uint64_t due = now;
-        if (!all_due && dirty < kChunkPages)
-            due = h.dirty_since_ns.load(std::memory_order_relaxed) + config_.age_ns_max;
+        if (!draining && dirty < kChunkPages)
+            due = h.dirty_since_ns.load(std::memory_order_relaxed) + age_ns_max_;
         due = std::max(due, not_before_ns_);
-        if (due > now) {
-            next = std::min(next, due);
-            continue;
-        }
-        Flight* flight = idle_flight();
-        if (flight == nullptr) return kNow;
-        if (!begin(*flight, i, now)) next = std::min(next, not_before_ns_);
+        (due > now ? young_ : due_).push_back(i);
+        if (due > now) next = std::min(next, due);
     }
     return next;
 }
 
-bool Flusher::begin(Flight& flight, std::uint32_t image, std::uint64_t now) {
+/// When images run short, the oldest of the young are due too: as many as are missing, so that others fill up
+/// meanwhile.
+void Flusher::add_oldest_due() {
+    // Free, clean, on their way or due: they are free or will be without another flight.
+    const std::uint32_t coming = parts_.stage->images() - static_cast<std::uint32_t>(young_.size());
+    if (coming >= free_images_low_) return;
+    const auto since = [this](std::uint32_t i) {
+        return parts_.stage->header(i).dirty_since_ns.load(std::memory_order_relaxed);
+    };
+    std::ranges::sort(young_, [&](std::uint32_t a, std::uint32_t b) { return since(a) < since(b); });
+    const std::size_t missing = free_images_low_ - coming;  // young_ has more: low is less than all
+    due_.insert(due_.end(), young_.begin(), young_.begin() + static_cast<std::ptrdiff_t>(missing));
+}
+
+/// The pages that one set of copies brings to VRAM: the dirty ones, and what lies in narrow gaps between them
+/// and may be sent too. Under the chunk's lock.
+PageBits Flusher::bridged(const ImageHeader& header, ChunkIndex chunk) const {
+    PageBits sent = header.dirty;
+    if (parts_.state.chunks()[chunk.n].writing != 0) return sent;  // somebody else writes to this slot
+    const std::uint32_t gap_max = costs_.gap_pages(parts_.mode.load(std::memory_order_relaxed));
+    const PageEntry* pages = &parts_.state.pages()[first_page(chunk).n];
+    std::uint32_t end = kChunkPages;  // of the run before
+    header.dirty.for_each_run([&](PageRun run) {
+        bool harmless = end < run.first && run.first - end <= gap_max;
+        for (std::uint32_t p = end; harmless && p < run.first; ++p)
+            harmless = header.valid.test(p) || pages[p].state() == PageEntry::State::absent;
+        if (harmless) sent.set_run({end, run.first - end});
+        end = run.first + run.count;
+    });
+    return sent;
+}
+
+/// The span to be fetched and sent in one piece if that is cheaper than a copy for each run; else count 0.
+/// Under the chunk's lock.
+PageRun Flusher::worth_completing(const PageBits& sent, const ImageHeader& header, ChunkIndex chunk) const {
+    // After a failure the plain way: it needs less to go well.
+    if (failures_in_row_ != 0 || parts_.state.chunks()[chunk.n].writing != 0) return {};
+    std::uint64_t runs = 0;
+    sent.for_each_run([&runs](PageRun) { ++runs; });
+    const PageRun span = sent.span();
+    const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
+    const std::uint64_t in_runs = costs_.copies_ns(mode, runs, sent.count());
+    const std::uint64_t there_and_back = 2 * costs_.copies_ns(mode, 1, span.count);
+    if (in_runs <= there_and_back) return {};
+    const PageEntry* pages = &parts_.state.pages()[first_page(chunk).n];
+    std::uint64_t missing = 0;
+    for (std::uint32_t p = span.first; p < span.first + span.count; ++p)
+        if (!header.valid.test(p) && pages[p].state() != PageEntry::State::absent) ++missing;
+    return there_and_back + missing * costs_.merge_page_ns < in_runs ? span : PageRun{};
+}
+
+// ---- flights ----
+
+Flusher::Flight* Flusher::idle_flight(bool with_scratch) {
+    // Those without scratch memory first.
+    for (std::size_t n = with_scratch ? Stage::kScratchChunks : kFlights; n-- > 0;)
+        if (flights_[n].phase == Flight::Phase::idle) return &flights_[n];
+    return nullptr;
+}
+
+std::byte* Flusher::scratch_of(const Flight& flight) const {
+    const auto n = static_cast<std::uint32_t>(&flight - flights_.data());
+    return n < Stage::kScratchChunks ? parts_.stage->scratch(n) : nullptr;
+}
+
+/// Starts what is due; returns when the next image will be.
+std::uint64_t Flusher::start_flights(std::uint64_t now) {
+    const std::uint64_t next = find_due(now);
+    if (not_before_ns_ <= now) add_oldest_due();
+    const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
+    to_gpu_->set_mode(mode);
+    from_gpu_->set_mode(mode);
+    for (std::size_t n = 0; n < due_.size();) {
+        Flight* flight = idle_flight(false);
+        if (flight == nullptr) return kNow;
+        n = start_flight(*flight, n, now);
+        if (not_before_ns_ > now) return not_before_ns_;
+    }
+    return next;
+}
+
+/// Puts images from number `n` of due_ on into a flight and starts it. Returns the number of the next.
+std::size_t Flusher::start_flight(Flight& flight, std::size_t n, std::uint64_t now) {
+    copies_scratch_.clear();
+    bytes_scratch_ = 0;
+    flight.count = 0;
+    flight.fetched = {};
+    for (; n < due_.size() && flight.count < kLoadsMax; ++n) {
+        if (copies_scratch_.size() >= kCopiesEnough || bytes_scratch_ >= kBytesEnough) break;
+        const Begun begun = begin(flight, due_[n]);
+        if (begun == Begun::yes && flight.fetched.count != 0) {
+            ++n;
+            break;
+        }
+        if (begun != Begun::alone) continue;
+        if (flight.count != 0) break;
+        Flight* other = idle_flight(true);
+        if (other != nullptr && other != &flight) return start_flight(*other, n, now);
+        // No scratch memory is free: its turn comes with the next step.
+    }
+    if (flight.count == 0) return n;
+    TransferQueue& queue = flight.fetched.count != 0 ? *from_gpu_ : *to_gpu_;
+    flight.phase = flight.fetched.count != 0 ? Flight::Phase::fetching : Flight::Phase::sending;
+    if (queue.submit(copies_scratch_, flight.ticket) == IoStatus::pending)
+        copies_.fetch_add(copies_scratch_.size(), std::memory_order_relaxed);
+    else
+        finish(flight, IoStatus::io_error, now);
+    return n;
+}
+
+/// Takes one image into the flight and lists its copies. `alone`: it needs a flight of its own, with scratch.
+Flusher::Begun Flusher::begin(Flight& flight, std::uint32_t image) {
     ImageHeader& h = parts_.stage->header(image);
     const std::uint32_t plus_one = h.chunk_plus_one.load(std::memory_order_acquire);
-    if (plus_one == 0) return true;  // freed meanwhile
+    if (plus_one == 0) return Begun::no;  // freed meanwhile
     const ChunkIndex chunk{plus_one - 1};
     ChunkEntry& entry = parts_.state.chunks()[chunk.n];
-    copies_scratch_.clear();
-    {
-        const ChunkLock lock(entry);
-        if (!entry.image.has() || entry.image.get() != image || !h.dirty.any()) return true;
-        const StoreParts::Place place = parts_.place(entry.slot.get());
-        h.dirty.for_each_run([&](PageRun run) {
-            copies_scratch_.push_back({Copy::Op::to_gpu, place.segment, place.offset + run.first * kPageBytes,
-                                       parts_.stage->page(image, run.first),
-                                       static_cast<std::uint32_t>(run.count * kPageBytes)});
-        });
-        h.in_flight = h.dirty;
-        h.dirty.clear_all();
-        h.dirty_pages.store(0, std::memory_order_relaxed);
-        ++entry.pins;
+    const ChunkLock lock(entry);
+    if (!entry.image.has() || entry.image.get() != image || !h.dirty.any()) return Begun::no;
+    const PageBits sent = bridged(h, chunk);
+    const PageRun span = worth_completing(sent, h, chunk);
+    std::byte* const scratch = scratch_of(flight);
+    if (span.count != 0 && (flight.count != 0 || scratch == nullptr)) return Begun::alone;
+    Load& load = flight.loads[flight.count++];
+    load = {image, chunk.n, 0};
+    if (span.count != 0) {
+        PageBits all;
+        all.set_run(span);
+        list_copies(Copy::Op::from_gpu, load, all, scratch);
+        flight.fetched = span;
+    } else {
+        pages_bridged_.fetch_add(sent.count() - h.dirty.count(), std::memory_order_relaxed);
+        freeze(load, h, sent);
+        list_copies(Copy::Op::to_gpu, load, sent, parts_.stage->page(image, 0));
     }
-    flight = {true, image, chunk.n, 0};
-    const IoStatus status = queue_->submit(copies_scratch_, flight.ticket);
-    if (status == IoStatus::pending) {
-        copies_.fetch_add(copies_scratch_.size(), std::memory_order_relaxed);
-        return true;
-    }
-    finish(flight, IoStatus::io_error, now);
-    return false;
+    ++entry.pins;
+    flying_[image] = 1;
+    return Begun::yes;
+}
+
+/// Under the chunk's lock. The bytes of these pages do not change until the flight ends; what VRAM has of
+/// them is unknown until then.
+void Flusher::freeze(Load& load, ImageHeader& header, const PageBits& pages) {
+    const std::uint32_t dirty = header.dirty.count();
+    header.in_flight.add(pages);
+    header.dirty.remove(pages);
+    const std::uint32_t left = header.dirty.count();
+    header.dirty_pages.store(left, std::memory_order_relaxed);
+    load.dirty += dirty - left;
+}
+
+/// Adds a copy for each run of these pages between the chunk in VRAM and its `host` memory. REQUIRES: a slot
+/// that stays.
+void Flusher::list_copies(Copy::Op op, const Load& load, const PageBits& pages, std::byte* host) {
+    const StoreParts::Place place = parts_.place(parts_.state.chunks()[load.chunk].slot.get());
+    pages.for_each_run([&](PageRun run) {
+        const std::uint64_t at = run.first * kPageBytes;
+        const std::uint64_t bytes = run.count * kPageBytes;
+        copies_scratch_.push_back(
+            {op, place.segment, place.offset + at, host + at, static_cast<std::uint32_t>(bytes)});
+        bytes_scratch_ += bytes;
+    });
 }
 
 void Flusher::finish_flights(std::uint64_t now) {
     for (Flight& flight : flights_) {
-        if (!flight.active) continue;
-        const IoStatus status = queue_->poll(flight.ticket);
-        if (status != IoStatus::pending) finish(flight, status, now);
+        if (flight.phase == Flight::Phase::idle) continue;
+        const bool fetching = flight.phase == Flight::Phase::fetching;
+        const IoStatus status = (fetching ? from_gpu_ : to_gpu_)->poll(flight.ticket);
+        if (status == IoStatus::pending) continue;
+        if (fetching && status == IoStatus::ok && send_completed(flight)) continue;
+        finish(flight, fetching ? IoStatus::io_error : status, now);
     }
 }
 
-void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
-    ChunkEntry& entry = parts_.state.chunks()[flight.chunk];
-    ImageHeader& h = parts_.stage->header(flight.image);
-    {
+/// The chunk was fetched: puts what the image lacks into it and sends it whole. False if the GPU refuses.
+bool Flusher::send_completed(Flight& flight) {
+    const PageBits sent = fill_gaps(flight);
+    const Load& load = flight.loads[0];
+    copies_scratch_.clear();
+    list_copies(Copy::Op::to_gpu, load, sent, parts_.stage->page(load.image, 0));
+    if (to_gpu_->submit(copies_scratch_, flight.ticket) != IoStatus::pending) return false;
+    copies_.fetch_add(copies_scratch_.size(), std::memory_order_relaxed);
+    completed_images_.fetch_add(1, std::memory_order_relaxed);
+    flight.phase = Flight::Phase::sending;
+    return true;
+}
+
+/// Freezes and returns what is to be sent: all that was fetched, but for pages that came wrong. Sent back,
+/// they would overwrite what is perhaps right in VRAM.
+PageBits Flusher::fill_gaps(Flight& flight) {
+    constexpr std::uint32_t kPagesAtOnce = 8;  // a writer of the chunk waits no longer
+    Load& load = flight.loads[0];
+    ChunkEntry& entry = parts_.state.chunks()[load.chunk];
+    ImageHeader& h = parts_.stage->header(load.image);
+    const PageIndex first_of_chunk = first_page({load.chunk});
+    const std::byte* scratch = scratch_of(flight);
+    const std::uint32_t end = flight.fetched.first + flight.fetched.count;
+    PageBits all;
+    for (std::uint32_t first = flight.fetched.first; first < end; first += kPagesAtOnce) {
+        PageBits sent;
         const ChunkLock lock(entry);
-        if (status == IoStatus::ok) {
-            pages_flushed_.fetch_add(h.in_flight.count(), std::memory_order_relaxed);
-        } else {
-            h.in_flight.for_each_run([&h](PageRun run) {
-                for (std::uint32_t p = run.first; p < run.first + run.count; ++p)
-                    if (h.valid.test(p)) h.dirty.set(p);  // not what was discarded meanwhile
-            });
-            parts_.mark_dirty(h, now);
+        for (std::uint32_t p = first; p < std::min(first + kPagesAtOnce, end); ++p) {
+            if (p + 1 < end) prefetch_page(scratch + (p + 1) * kPageBytes);
+            const PageIndex index{first_of_chunk.n + p};
+            const PageEntry& page = parts_.state.pages()[index.n];
+            if (!h.valid.test(p) && page.state() != PageEntry::State::absent) {
+                const std::byte* fetched = scratch + p * kPageBytes;
+                if (!page.holds(page_checksum(fetched, index))) continue;
+                stream_page(parts_.stage->page(load.image, p), fetched);
+                h.valid.set(p);
+            }
+            sent.set(p);
         }
-        h.in_flight.clear_all();
-        --entry.pins;
-        parts_.release_if_empty(entry);
+        freeze(load, h, sent);
+        all.add(sent);
     }
-    flight.active = false;
+    return all;
+}
+
+void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
+    for (std::uint32_t n = 0; n < flight.count; ++n) {
+        finish_load(flight.loads[n], status, now);
+        flying_[flight.loads[n].image] = 0;
+    }
+    flight.phase = Flight::Phase::idle;
     if (status == IoStatus::ok) {
         if (failures_in_row_ != 0) parts_.refuse_writes.store(false);
         failures_in_row_ = 0;
@@ -226,6 +411,23 @@ void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
         note_failure(now);
     }
     parts_.notify_room();
+}
+
+void Flusher::finish_load(const Load& load, IoStatus status, std::uint64_t now) {
+    ChunkEntry& entry = parts_.state.chunks()[load.chunk];
+    ImageHeader& h = parts_.stage->header(load.image);
+    const ChunkLock lock(entry);
+    if (status == IoStatus::ok) {
+        pages_flushed_.fetch_add(load.dirty, std::memory_order_relaxed);
+    } else {
+        PageBits again = h.in_flight;
+        again.keep_only(h.valid);  // not what was discarded meanwhile
+        h.dirty.add(again);
+        parts_.mark_dirty(h, now);
+    }
+    h.in_flight.clear_all();
+    --entry.pins;
+    parts_.release_if_empty(entry);
 }
 
 void Flusher::note_failure(std::uint64_t now) {

@@ -3,21 +3,30 @@
 // writers. One per GPU, with a thread of its own; tests call step() instead. In the thread nothing allocates
 // or blocks but the wait for work. After a failed copy the pages are dirty again and the copy is repeated
 // with growing pauses.
+//
+// An image with many small runs costs a copy for each. Two things make it fewer: a gap between two runs is
+// sent too if what is there may be sent (pages that are absent, or clean in the image); and where many pages
+// are in VRAM only, the chunk's span is fetched, the gaps are filled from it, and the image is sent in one
+// piece. CopyCosts decide. Either way the bytes that are being sent do not change until the flight ends, and
+// over a page that only VRAM has nothing is sent but that page, checked.
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
+#include "store/copy_costs.h"
 #include "store/parts.h"
 
 namespace vramswap {
 
 struct FlusherConfig {
     std::uint64_t age_ns_max = 2'000'000;  ///< a page is dirty this long at most without need
+    std::optional<CopyCosts> costs{};      ///< none: measured at start
 };
 
 /// Runs one empty submission to its end (or error, or half a second), so that the GPU library's first call on
@@ -26,8 +35,9 @@ void warm_up_thread(TransferQueue& queue);
 
 class Flusher {
   public:
-    /// `queue` is this flusher's alone.
-    Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> queue, FlusherConfig config);
+    /// The queues are this flusher's alone: one to VRAM, one from it.
+    Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> to_gpu, std::unique_ptr<TransferQueue> from_gpu,
+            std::uint64_t age_ns_max, const CopyCosts& costs);
     ~Flusher();
     Flusher(const Flusher&) = delete;
     Flusher& operator=(const Flusher&) = delete;
@@ -57,38 +67,83 @@ class Flusher {
         return pages_flushed_.load(std::memory_order_relaxed);
     }
     [[nodiscard]] std::uint64_t copies() const { return copies_.load(std::memory_order_relaxed); }
+    /// Pages that were sent, though not dirty, because they lay between others.
+    [[nodiscard]] std::uint64_t pages_bridged() const {
+        return pages_bridged_.load(std::memory_order_relaxed);
+    }
+    /// Images that were completed from VRAM to be sent in one piece.
+    [[nodiscard]] std::uint64_t completed_images() const {
+        return completed_images_.load(std::memory_order_relaxed);
+    }
     [[nodiscard]] std::uint64_t errors() const { return errors_.load(std::memory_order_relaxed); }
 
   private:
-    struct Flight {
-        bool active = false;
+    /// An image on its way; its chunk is pinned.
+    struct Load {
         std::uint32_t image = 0;
         std::uint32_t chunk = 0;
-        Ticket ticket = 0;
+        std::uint32_t dirty = 0;  ///< pages that were dirty when they were sent
     };
-    static constexpr std::size_t kFlights = 4;
+    static constexpr std::size_t kLoadsMax = 32;
+    /// Several images in one submission, or one that is completed: first fetched, then sent.
+    struct Flight {
+        enum class Phase : std::uint8_t { idle, fetching, sending };
+        Phase phase = Phase::idle;
+        Ticket ticket = 0;
+        std::uint32_t count = 0;
+        std::array<Load, kLoadsMax> loads{};
+        PageRun fetched{};  ///< pages of loads[0] that were fetched to the scratch of this flight's number
+    };
+    static constexpr std::size_t kFlights = 6;
+    /// A submission of less is joined by the next image.
+    static constexpr std::size_t kCopiesEnough = 64;
+    static constexpr std::uint64_t kBytesEnough = 1u << 20;
 
-    [[nodiscard]] bool wants_to_drain() const;
+    enum class Begun : std::uint8_t { yes, no, alone };
+
     void run();
+    bool await_flight(std::uint64_t since);
     void sleep_until(std::uint64_t when);
+    [[nodiscard]] bool wants_to_drain() const;
+
+    std::uint64_t start_flights(std::uint64_t now);
+    std::uint64_t find_due(std::uint64_t now);
+    void add_oldest_due();
+    std::size_t start_flight(Flight& flight, std::size_t n, std::uint64_t now);
+    Begun begin(Flight& flight, std::uint32_t image);
+    [[nodiscard]] PageBits bridged(const ImageHeader& header, ChunkIndex chunk) const;
+    [[nodiscard]] PageRun worth_completing(const PageBits& sent, const ImageHeader& header,
+                                           ChunkIndex chunk) const;
+    bool send_completed(Flight& flight);
+    PageBits fill_gaps(Flight& flight);
+    static void freeze(Load& load, ImageHeader& header, const PageBits& pages);
+    void list_copies(Copy::Op op, const Load& load, const PageBits& pages, std::byte* host);
+
     void finish_flights(std::uint64_t now);
     void finish(Flight& flight, IoStatus status, std::uint64_t now);
-    std::uint64_t start_flights(std::uint64_t now);
-    bool begin(Flight& flight, std::uint32_t image, std::uint64_t now);
-    void free_clean_images();
-    bool free_if_clean(std::uint32_t image);
-    [[nodiscard]] bool in_flight(std::uint32_t image) const;
-    [[nodiscard]] Flight* idle_flight();
+    void finish_load(const Load& load, IoStatus status, std::uint64_t now);
     void note_failure(std::uint64_t now);
 
+    void free_clean_images();
+    bool free_if_clean(std::uint32_t image);
+    [[nodiscard]] bool in_flight(std::uint32_t image) const { return flying_[image] != 0; }
+    [[nodiscard]] Flight* idle_flight(bool with_scratch);
+    [[nodiscard]] std::byte* scratch_of(const Flight& flight) const;
+
     StoreParts& parts_;
-    const std::unique_ptr<TransferQueue> queue_;
-    const FlusherConfig config_;
+    const std::unique_ptr<TransferQueue> to_gpu_;
+    const std::unique_ptr<TransferQueue> from_gpu_;
+    const std::uint64_t age_ns_max_;
+    const CopyCosts costs_;
     const std::uint32_t free_images_low_;
 
     // The flusher thread's own.
     std::array<Flight, kFlights> flights_{};
+    std::vector<std::uint8_t> flying_;  ///< by image: it is in a flight
+    std::vector<std::uint32_t> due_;    ///< images to be sent now, in this order
+    std::vector<std::uint32_t> young_;  ///< dirty images not due yet
     std::vector<Copy> copies_scratch_;
+    std::uint64_t bytes_scratch_ = 0;  ///< in copies_scratch_
     std::uint32_t clock_hand_ = 0;
     std::uint32_t failures_in_row_ = 0;
     std::uint64_t not_before_ns_ = 0;
@@ -101,6 +156,8 @@ class Flusher {
     UniqueFd event_fd_;
     std::atomic<std::uint64_t> pages_flushed_{0};
     std::atomic<std::uint64_t> copies_{0};
+    std::atomic<std::uint64_t> pages_bridged_{0};
+    std::atomic<std::uint64_t> completed_images_{0};
     std::atomic<std::uint64_t> errors_{0};
     std::thread thread_;
 };

@@ -36,8 +36,27 @@ class PageBits {
         for (const auto w : words_) n += std::popcount(w);
         return static_cast<std::uint32_t>(n);
     }
-    void merge(const PageBits& other) {
+    void set_run(PageRun run) {
+        for (std::uint32_t p = run.first; p < run.first + run.count; ++p) set(p);
+    }
+    void add(const PageBits& other) {
         for (std::size_t i = 0; i < words_.size(); ++i) words_[i] |= other.words_[i];
+    }
+    void remove(const PageBits& other) {
+        for (std::size_t i = 0; i < words_.size(); ++i) words_[i] &= ~other.words_[i];
+    }
+    void keep_only(const PageBits& other) {
+        for (std::size_t i = 0; i < words_.size(); ++i) words_[i] &= other.words_[i];
+    }
+    /// From the first to the last set page; count 0 if none is set.
+    [[nodiscard]] PageRun span() const {
+        const std::uint32_t first = next_set(0);
+        if (first == kChunkPages) return {};
+        std::size_t w = words_.size() - 1;
+        while (words_[w] == 0) --w;
+        const auto last =
+            static_cast<std::uint32_t>(w * 64 + 63) - static_cast<std::uint32_t>(std::countl_zero(words_[w]));
+        return {first, last + 1 - first};
     }
 
     /// First set page at or after `page`, kChunkPages if none.

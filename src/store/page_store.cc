@@ -42,14 +42,24 @@ PageStore::PageStore(Backend& gpu, FdKeeper* keeper, std::unique_ptr<StoreParts>
 Result<void> PageStore::start_up(const StoreConfig& config) {
     if (auto pinned = gpu_.register_host(parts_->stage->memory()); !pinned)
         return std::move(pinned).error().in("cannot register the stage with the GPU");
-    auto queue = gpu_.make_queue();
-    if (!queue) return std::move(queue).error();
-    flusher_ = std::make_unique<Flusher>(*parts_, std::move(*queue), config.flusher);
     if (keeper_ != nullptr) {
         if (auto kept = keeper_->keep("state", parts_->state.fd()); !kept) return kept;
         if (auto kept = keeper_->keep("stage", parts_->stage->fd()); !kept) return kept;
     }
-    return grow();
+    if (auto grown = grow(); !grown) return grown;
+    auto to_gpu = gpu_.make_queue();
+    if (!to_gpu) return std::move(to_gpu).error();
+    auto from_gpu = gpu_.make_queue();
+    if (!from_gpu) return std::move(from_gpu).error();
+    set_mode(config.mode);
+    // The stage and the first segment are empty yet.
+    const CopyCosts costs =
+        config.flusher.costs
+            ? *config.flusher.costs
+            : measure_copy_costs(**to_gpu, gpu_.caps(), parts_->stage->memory(), parts_->segment_id(0));
+    flusher_ = std::make_unique<Flusher>(*parts_, std::move(*to_gpu), std::move(*from_gpu),
+                                         config.flusher.age_ns_max, costs);
+    return {};
 }
 
 PageStore::~PageStore() {
@@ -142,21 +152,21 @@ void PageStore::maintain() {
     parts_->maintenance_begins();
     SlotAllocator& slots = parts_->slots;
     const std::uint32_t per_segment = slots.slots_per_segment();
-    const auto wants_more = [&] {
-        return slots.free_slots() < per_segment / 2 + 1 &&
+    const bool missing = parts_->slot_missing.exchange(false);
+    bool failed = false;
+    const auto wants_more = [&](bool one_at_least) {
+        return (one_at_least || slots.free_slots() < per_segment / 2 + 1) &&
                slots.segments() * per_segment < parts_->state.header().chunks;
     };
-    while (wants_more()) {
+    for (bool one_at_least = missing; !failed && wants_more(one_at_least); one_at_least = false) {
         const auto grown = grow();
-        const bool failed_before = parts_->growth_failed.exchange(!grown.has_value());
-        if (grown) continue;
-        if (!failed_before)
+        failed = !grown.has_value();
+        if (failed && !parts_->growth_failed.load())
             log_warning("no more VRAM to be had, writes are refused when the segments are full: {}",
                         grown.error().text());
-        break;
     }
-    if (!wants_more()) parts_->growth_failed.store(false);
-    for (std::uint32_t segments = slots.segments(); slots.free_slots() >= 2 * per_segment;
+    parts_->growth_failed.store(failed);
+    for (std::uint32_t segments = slots.segments(); !missing && slots.free_slots() >= 2 * per_segment;
          segments = slots.segments()) {
         shrink();
         if (slots.segments() == segments) break;  // free slots, but no segment is entirely free
@@ -182,6 +192,7 @@ StoreStats PageStore::stats() const {
         s.pages_read += c.pages_read.load(std::memory_order_relaxed);
         s.pages_written += c.pages_written.load(std::memory_order_relaxed);
         s.pages_discarded += c.pages_discarded.load(std::memory_order_relaxed);
+        s.pages_written_direct += c.pages_written_direct.load(std::memory_order_relaxed);
         s.zero_pages_written += c.zero_pages_written.load(std::memory_order_relaxed);
         s.pages_read_stage += c.pages_read_stage.load(std::memory_order_relaxed);
         s.pages_read_gpu += c.pages_read_gpu.load(std::memory_order_relaxed);
@@ -192,6 +203,8 @@ StoreStats PageStore::stats() const {
     }
     s.pages_flushed = flusher_->pages_flushed();
     s.flush_copies = flusher_->copies();
+    s.pages_bridged = flusher_->pages_bridged();
+    s.images_completed = flusher_->completed_images();
     s.flush_errors = flusher_->errors();
     s.writes_are_refused = parts_->refuse_writes.load();
     s.gpu = gpu_.health();

@@ -31,7 +31,10 @@ struct StoreStats {
     Bytes staged{};  ///< images of the stage in use, whole chunks
     Bytes ram{};     ///< tables and stage
     std::uint64_t pages_read = 0, pages_written = 0, pages_discarded = 0, zero_pages_written = 0;
+    std::uint64_t pages_written_direct = 0;  ///< from the request straight to VRAM
     std::uint64_t pages_read_stage = 0, pages_read_gpu = 0, pages_flushed = 0, flush_copies = 0;
+    std::uint64_t pages_bridged = 0;     ///< flushed though not dirty, so that copies are fewer
+    std::uint64_t images_completed = 0;  ///< fetched from VRAM to be flushed in one piece
     std::uint64_t reread_pages = 0, read_errors = 0, writes_refused = 0, retries = 0, flush_errors = 0;
     bool writes_are_refused = false;
     Health gpu = Health::good;
@@ -50,6 +53,9 @@ class PageStore final : public Target {
     Result<std::unique_ptr<TargetQueue>> make_queue(std::uint32_t depth) override;
     Result<void> register_memory(std::span<std::byte> memory) override;
     Result<void> unregister_memory(std::span<std::byte> memory) override;
+
+    /// For all copies from now on. Any thread.
+    void set_mode(EngineMode mode) { parts_->mode.store(mode, std::memory_order_relaxed); }
 
     /// Starts the flusher's thread. A test may call flusher().step() instead.
     void start();

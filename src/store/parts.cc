@@ -68,10 +68,11 @@ void StoreParts::mark_dirty(ImageHeader& header, std::uint64_t now) {
     header.dirty_pages.store(count, std::memory_order_seq_cst);  // before Flusher::kick looks who sleeps
 }
 
-void StoreParts::notify_room() {
+void StoreParts::notify_room(const QueueSlot* but) {
     const std::uint32_t used = queues_used.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < used; ++i)
-        if (queues[i].waiting.load(std::memory_order_seq_cst) && queues[i].waiting.exchange(false))
+        if (&queues[i] != but && queues[i].waiting.load(std::memory_order_seq_cst) &&
+            queues[i].waiting.exchange(false))
             signal_event(queues[i].event_fd.load(std::memory_order_relaxed));
 }
 

@@ -24,6 +24,8 @@ struct alignas(64) QueueCounters {
     std::atomic<std::uint64_t> pages_written{0};
     std::atomic<std::uint64_t> pages_discarded{0};
     std::atomic<std::uint64_t> zero_pages_written{0};
+    std::atomic<std::uint64_t> pages_written_direct{
+        0};                                          ///< of pages_written, from the request straight to VRAM
     std::atomic<std::uint64_t> pages_read_stage{0};  ///< of pages_read, found in the stage
     std::atomic<std::uint64_t> pages_read_gpu{0};    ///< of pages_read, copied from VRAM
     std::atomic<std::uint64_t> reread_pages{0};    ///< copies from VRAM repeated after an error or a mismatch
@@ -78,8 +80,8 @@ class StoreParts {
     /// Under the chunk's lock.
     void mark_dirty(ImageHeader& header, std::uint64_t now);
 
-    /// Wakes the queues that wait for room.
-    void notify_room();
+    /// Wakes the queues that wait for room, `but` for one (may be null).
+    void notify_room(const QueueSlot* but = nullptr);
     /// Asks the control thread for PageStore::maintain (once until it ran).
     void request_maintenance();
     [[nodiscard]] int maintenance_fd() const { return maintenance_fd_.get(); }
@@ -88,10 +90,15 @@ class StoreParts {
     std::array<QueueSlot, kQueuesMax> queues;
     std::atomic<std::uint32_t> queues_used{0};  ///< slots below have an event
 
+    /// A write found no slot since the last maintenance. It may need several at once, and undone it leaves
+    /// free those that it found: that some are free does not mean that there are enough.
+    std::atomic<bool> slot_missing{false};
     /// The last attempt to take VRAM failed: a write without a slot is refused instead of told to retry.
     std::atomic<bool> growth_failed{false};
     /// Copies to VRAM fail again and again: writes are refused, the pages stay in RAM.
     std::atomic<bool> refuse_writes{false};
+    /// How queues and flusher let the GPU copy.
+    std::atomic<EngineMode> mode{EngineMode::copy};
 
   private:
     std::vector<std::atomic<std::uint32_t>> segment_ids_;

@@ -6,7 +6,8 @@
 namespace vramswap {
 
 Result<std::unique_ptr<Stage>> Stage::create(const State& state) {
-    auto memory = make_shared_memory("vramswap-stage", std::size_t{state.header().images} * kChunkBytes);
+    const std::size_t chunks = std::size_t{state.header().images} + kScratchChunks;
+    auto memory = make_shared_memory("vramswap-stage", chunks * kChunkBytes);
     if (!memory) return std::move(memory).error();
     return std::unique_ptr<Stage>(new Stage(state.images(), std::move(*memory)));
 }

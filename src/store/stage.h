@@ -8,6 +8,7 @@
 // clean images free, so writers never need another chunk's lock.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -39,9 +40,15 @@ class Stage {
         return memory_.bytes.data() + std::size_t{image} * kChunkBytes +
                std::size_t{page_in_chunk} * kPageBytes;
     }
+    /// Chunks of memory beside the images, for the flusher to work in.
+    static constexpr std::uint32_t kScratchChunks = 3;
+    [[nodiscard]] std::byte* scratch(std::uint32_t n) const { return page(images() + n, 0); }
     [[nodiscard]] std::uint32_t images() const { return static_cast<std::uint32_t>(headers_.size()); }
     /// Sequentially consistent: a queue that registers for room and then sees 0 is woken by the next give.
     [[nodiscard]] std::uint32_t free_images() const { return free_count_.load(); }
+    /// With fewer free ones the stage is short: the flusher makes more, and only those who fill images take
+    /// one.
+    [[nodiscard]] std::uint32_t free_images_low() const { return std::max(1u, images() / 4); }
     [[nodiscard]] std::span<std::byte> memory() const { return memory_.bytes; }
     [[nodiscard]] const UniqueFd& fd() const { return memory_.fd; }
 

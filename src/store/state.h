@@ -21,7 +21,12 @@ namespace vramswap {
 
 /// A page table entry: state in the two highest bits, 56 bits of checksum below.
 struct PageEntry {
-    enum class State : std::uint8_t { absent = 0, stored = 1, lost = 2 };
+    enum class State : std::uint8_t {
+        absent = 0,
+        stored = 1,
+        lost = 2,
+        writing = 3,  ///< on its way from a request straight to VRAM: neither the old nor the new content yet
+    };
     static constexpr int kStateShift = 62;
     static constexpr std::uint64_t kChecksumMask = (std::uint64_t{1} << 56) - 1;
 
@@ -29,12 +34,15 @@ struct PageEntry {
 
     [[nodiscard]] std::uint64_t load() const { return word.load(std::memory_order_relaxed); }
     [[nodiscard]] State state() const { return static_cast<State>(load() >> kStateShift); }
-    [[nodiscard]] bool holds(std::uint64_t checksum) const { return load() == stored_word(checksum); }
-    void store(std::uint64_t checksum) { word.store(stored_word(checksum), std::memory_order_release); }
-    void forget() { word.store(0, std::memory_order_release); }
+    [[nodiscard]] bool holds(std::uint64_t checksum) const {
+        return load() == word_of(State::stored, checksum);
+    }
+    void store(std::uint64_t checksum) { set(word_of(State::stored, checksum)); }
+    void set(std::uint64_t new_word) { word.store(new_word, std::memory_order_release); }
+    void forget() { set(0); }
 
-    static constexpr std::uint64_t stored_word(std::uint64_t checksum) {
-        return (std::uint64_t{1} << kStateShift) | (checksum & kChecksumMask);
+    static constexpr std::uint64_t word_of(State state, std::uint64_t checksum) {
+        return (static_cast<std::uint64_t>(state) << kStateShift) | (checksum & kChecksumMask);
     }
 };
 
@@ -50,16 +58,17 @@ struct OptionalIndex {
 /// Where a chunk lives. Its lock bit guards the entry, the page entries of the chunk and its stage image's
 /// bits and bytes. It is held for memory copies only: never over a system call, a GPU call or another chunk's
 /// lock.
-struct ChunkEntry {
+struct alignas(32) ChunkEntry {  // never across two lines of the cache
     std::atomic<std::uint32_t> locked{0};
     OptionalIndex slot;        ///< 2 MiB of VRAM: segment * slots a segment + slot
     OptionalIndex image;       ///< of the stage
     std::uint16_t stored = 0;  ///< pages not absent
-    std::uint16_t pins = 0;    ///< GPU copies in flight from or to the slot; it may not be freed while not 0
+    std::uint16_t writing =
+        0;                   ///< pages in the state writing; only the requests themselves write to VRAM then
+    std::uint32_t pins = 0;  ///< GPU copies in flight from or to the slot; it may not be freed while not 0
     std::uint32_t last_use = 0;
-    std::uint32_t reserved = 0;
 };
-static_assert(sizeof(ChunkEntry) == 24);
+static_assert(sizeof(ChunkEntry) == 32);
 
 struct SegmentEntry {
     enum class State : std::uint32_t { none = 0, in_use = 1 };
@@ -68,15 +77,17 @@ struct SegmentEntry {
     std::uint64_t bytes = 0;
 };
 
-struct ImageHeader {
+/// Lines of their own: the flusher looks at the first while writers change the others of this image and all
+/// of the next.
+struct alignas(64) ImageHeader {
     /// Atomic where the flusher looks before it takes the chunk's lock: chunk + 1 (0 = free), the time of the
     /// oldest dirty page, and dirty.count().
     std::atomic<std::uint32_t> chunk_plus_one{0};
     std::atomic<std::uint32_t> dirty_pages{0};
     std::atomic<std::uint64_t> dirty_since_ns{0};
-    PageBits valid;      ///< the image has the page's newest content
-    PageBits dirty;      ///< the image has it and VRAM does not
-    PageBits in_flight;  ///< being copied to VRAM: the bytes may not change
+    alignas(64) PageBits valid;  ///< the image has the page's newest content
+    PageBits dirty;              ///< the image has it and VRAM does not
+    PageBits in_flight;          ///< being copied to VRAM: the bytes may not change
 };
 
 struct StateHeader {

@@ -7,13 +7,25 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "store/checksum.h"
+#include "store/page_memory.h"
 
 namespace vramswap {
 namespace {
 /// Digest of a page that is all zeros; a checksum has 56 bits and cannot equal it.
 constexpr std::uint64_t kZeroPage = ~std::uint64_t{0};
-/// A page read from VRAM that fails or does not match is copied again this often before the request fails.
+/// Copies of a transfer that fail or do not match are repeated until it was tried so often.
 constexpr std::uint32_t kTriesMax = 3;
+/// Writes from this size on go straight to VRAM: copies of this size run at half of the full speed and more.
+constexpr std::uint64_t kDirectBytesMin = 256u << 10;
+/// A write is looked at and then copied in pieces that stay in the first-level cache meanwhile.
+constexpr std::uint32_t kWritePiecePages = 4;
+/// A write that fills a chunk waits for an image so often before it goes straight to VRAM. Each time an image
+/// became free and another queue took it: the flusher works, and page by page nobody is faster.
+constexpr std::uint32_t kWaitsMax = 16;
+/// A poll reports so many at least if there are so many.
+constexpr std::size_t kCompletionsMin = 8;
+/// A fingerprint of pages of which one is just being written.
+constexpr std::uint64_t kUnstable = 0;
 }  // namespace
 
 StoreQueue::StoreQueue(StoreParts& parts, Flusher& flusher, std::unique_ptr<TransferQueue> gpu,
@@ -23,10 +35,8 @@ StoreQueue::StoreQueue(StoreParts& parts, Flusher& flusher, std::unique_ptr<Tran
       flusher_(flusher),
       gpu_(std::move(gpu)),
       slot_(slot),
-      reads_(depth) {
-    idle_.reserve(depth);
-    for (Read& r : reads_) idle_.push_back(&r);
-    copies_scratch_.reserve(kPagesMax);
+      flying_(depth) {
+    copies_scratch_.reserve(2 * kPagesMax);
 }
 
 StoreQueue::~StoreQueue() {
@@ -35,11 +45,12 @@ StoreQueue::~StoreQueue() {
 }
 
 template <typename Visit>
-void StoreQueue::for_each_piece(const BlockRequest& request, Visit visit) {
+void StoreQueue::for_each_piece(const BlockRequest& request, std::uint32_t pages_max, Visit visit) {
     const std::uint64_t pages = request.bytes / kPageBytes;
     for (std::uint64_t at = 0; at < pages;) {
         const PageIndex page{request.offset / kPageBytes + at};
-        const std::uint64_t count = std::min<std::uint64_t>(pages - at, kChunkPages - page_in_chunk(page));
+        const std::uint64_t count =
+            std::min<std::uint64_t>({pages - at, kChunkPages - page_in_chunk(page), pages_max});
         const Piece piece{chunk_of(page),
                           {page_in_chunk(page), static_cast<std::uint32_t>(count)},
                           static_cast<std::uint32_t>(at),
@@ -49,16 +60,32 @@ void StoreQueue::for_each_piece(const BlockRequest& request, Visit visit) {
     }
 }
 
+/// Visits the pieces, one a chunk, that have a page which is still to be copied.
+template <typename Visit>
+void StoreQueue::for_each_wanted_piece(const BlockRequest& request, const RequestPages& wanted, Visit visit) {
+    for_each_piece(request, kChunkPages, [&](const Piece& piece) {
+        for (std::uint32_t i = 0; i < piece.run.count; ++i)
+            if (wanted.test(piece.at + i)) {
+                visit(piece);
+                break;
+            }
+        return true;
+    });
+}
+
 IoStatus StoreQueue::do_submit(BlockRequest& request) {
+    if (request.op == BlockRequest::Op::write && waits_.offset != request.offset)
+        locality_.note(chunk_of(page_at(request.offset)));
     IoStatus status = attempt(request);
     if (status == IoStatus::retry) {
         // Room that appeared between the attempt and the registration would wake nobody: try once more after
-        // it.
+        // it. The registration stays even if that goes well: an earlier request may wait by it too, and a
+        // wake-up too many does no harm.
         slot_.waiting.store(true);
         status = attempt(request);
-        if (status != IoStatus::retry) slot_.waiting.store(false);
     }
     QueueCounters& c = slot_.counters;
+    if (request.op == BlockRequest::Op::write) count_wait(request, status);
     if (status == IoStatus::retry) {
         QueueCounters::add(c.retries, 1);
         return status;
@@ -75,7 +102,7 @@ IoStatus StoreQueue::do_submit(BlockRequest& request) {
             QueueCounters::add(c.pages_discarded, pages);
             break;
     }
-    if (request.op == BlockRequest::Op::write && status != IoStatus::ok)
+    if (request.op == BlockRequest::Op::write && is_final(status) && status != IoStatus::ok)
         QueueCounters::add(c.writes_refused, 1);
     return status;
 }
@@ -87,146 +114,269 @@ IoStatus StoreQueue::attempt(BlockRequest& request) {
         case BlockRequest::Op::write:
             return write(request);
         case BlockRequest::Op::discard:
-            discard(request);
-            return IoStatus::ok;
+            return discard(request);
     }
     return IoStatus::io_error;
 }
 
+/// How often a request was told to retry. Of the last one only: who submits several in turn waits less often.
+void StoreQueue::count_wait(const BlockRequest& request, IoStatus status) {
+    if (status != IoStatus::retry) {
+        waits_ = {};
+    } else {
+        waits_.count = waits_.offset == request.offset ? waits_.count + 1 : 1;
+        waits_.offset = request.offset;
+    }
+}
+
+bool StoreQueue::has_waited(const BlockRequest& request) const {
+    return waits_.offset == request.offset && waits_.count >= kWaitsMax;
+}
+
+/// Under the chunk's lock.
+bool StoreQueue::any_writing(const ChunkEntry& entry, const Piece& piece) const {
+    if (entry.writing == 0) return false;
+    for (std::uint32_t i = 0; i < piece.run.count; ++i)
+        if (entry_of(piece, i).state() == PageEntry::State::writing) return true;
+    return false;
+}
+
 // ---- writes ----
 
-IoStatus StoreQueue::write(const BlockRequest& request) {
+IoStatus StoreQueue::write(BlockRequest& request) {
     if (parts_.refuse_writes.load(std::memory_order_relaxed)) return IoStatus::io_error;
-    const PageIndex first = page_at(request.offset);
-    for (std::uint64_t i = 0; i < request.bytes / kPageBytes; ++i) {
-        const std::byte* page = request.data + i * kPageBytes;
-        digests_[i] = is_zero_page(page) ? kZeroPage : page_checksum(page, PageIndex{first.n + i});
+    Transfer* transfer = nullptr;
+    if (!flying_.full()) {
+        transfer = &flying_.push();
+        *transfer = Transfer{.request = &request};
     }
+    prefetch_page(request.data);
+    __builtin_prefetch(&parts_.state.pages()[page_at(request.offset).n], 1);
     IoStatus status = IoStatus::ok;
-    for_each_piece(request, [&](const Piece& piece) {
-        status = write_piece(piece);
-        return status == IoStatus::ok;  // a request told to retry is written again from its start: harmless
+    for_each_piece(request, kWritePiecePages, [&](const Piece& piece) {
+        status = write_piece(request, piece, transfer);
+        return status == IoStatus::ok;
     });
+    if (status == IoStatus::ok)
+        QueueCounters::add(slot_.counters.zero_pages_written,
+                           static_cast<std::uint64_t>(std::count(
+                               digests_.begin(), digests_.begin() + request.bytes / kPageBytes, kZeroPage)));
+    if (transfer == nullptr) return status;
+    if (status == IoStatus::ok && transfer->pages.any()) {
+        QueueCounters::add(slot_.counters.pages_written_direct, transfer->pages.count());
+        ++collected_;
+        return IoStatus::pending;
+    }
+    if (transfer->pages.any()) undo_direct(*transfer);
+    flying_.undo_push();
     return status;
 }
 
-IoStatus StoreQueue::write_piece(const Piece& piece) {
+/// ok: the piece is in the stage, or in `transfer` (null: no room in the queue).
+IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece, Transfer* transfer) {
+    bool all_zero = true;
+    const std::byte* const end = request.data + request.bytes;
+    for (std::uint32_t i = 0; i < piece.run.count; ++i) {
+        const std::byte* page = piece.data + std::size_t{i} * kPageBytes;
+        if (page + kPageBytes < end) prefetch_page(page + kPageBytes);
+        const PageIndex index{first_page(piece.chunk).n + piece.run.first + i};
+        const bool zero = is_zero_page(page);
+        digests_[piece.at + i] = zero ? kZeroPage : page_checksum(page, index);
+        all_zero = all_zero && zero;
+    }
+    const bool stage_it = request.bytes < kDirectBytesMin || transfer == nullptr;
     ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
-    const std::uint64_t* digests = &digests_[piece.at];
-    const bool all_zero =
-        std::all_of(digests, digests + piece.run.count, [](auto d) { return d == kZeroPage; });
     bool full = false;
     {
         const ChunkLock lock(entry);
-        if (!all_zero) {
-            if (const IoStatus room = find_room(entry, piece.chunk); room != IoStatus::ok) {
-                parts_.release_if_empty(entry);  // a slot taken for nothing
-                return room;
+        if (any_writing(entry, piece)) return IoStatus::retry;
+        // Acknowledging a page without a home in VRAM would promise what may not be kept.
+        IoStatus status = all_zero ? IoStatus::ok : find_slot(entry);
+        if (status == IoStatus::ok && !all_zero && !entry.image.has())
+            if (!stage_it || !find_image(entry, piece.chunk)) {
+                const bool wait = stage_it && locality_.clustered() && !has_waited(request);
+                if (transfer != nullptr && !wait) {
+                    begin_direct(entry, piece, *transfer);
+                    return IoStatus::ok;
+                }
+                status = IoStatus::retry;
             }
-            // Bytes on their way to VRAM do not change: what arrives there is one version, whole.
-            const ImageHeader& h = parts_.stage->header(entry.image.get());
-            const std::uint32_t busy = h.in_flight.next_set(piece.run.first);
-            if (busy < piece.run.first + piece.run.count) return IoStatus::retry;
-        }
-        put_pages(entry, piece, digests);
-        if (!all_zero) full = parts_.stage->header(entry.image.get()).dirty_pages.load() == kChunkPages;
-        parts_.release_if_empty(entry);
+        // Bytes on their way to VRAM do not change: what arrives there is one version, whole.
+        if (status == IoStatus::ok && entry.image.has() && !all_zero &&
+            parts_.stage->header(entry.image.get()).in_flight.next_set(piece.run.first) <
+                piece.run.first + piece.run.count)
+            status = IoStatus::retry;
+        if (status == IoStatus::ok) stage_pages(entry, piece);
+        if (status == IoStatus::ok && !all_zero)
+            full = parts_.stage->header(entry.image.get()).dirty_pages.load() == kChunkPages;
+        parts_.release_if_empty(entry);  // zeros only, or a slot taken for nothing
+        if (status != IoStatus::ok) return status;
     }
     if (!all_zero) flusher_.kick(full);
     return IoStatus::ok;
 }
 
-/// Under the chunk's lock: a home in VRAM and an image in the stage. Acknowledging a page without a home
-/// would promise what may not be kept.
-IoStatus StoreQueue::find_room(ChunkEntry& entry, ChunkIndex chunk) {
-    if (!entry.slot.has()) {
-        const auto slot = parts_.slots.take();
-        if (parts_.slots.free_slots() < parts_.slots.slots_per_segment() / 2 + 1)
-            parts_.request_maintenance();
-        if (!slot) return parts_.growth_failed.load() ? IoStatus::no_space : IoStatus::retry;
-        entry.slot.set(*slot);
-    }
-    if (!entry.image.has()) {
-        const auto image = parts_.stage->take(chunk);
-        if (!image) {
-            flusher_.kick(true);
-            return IoStatus::retry;
-        }
-        entry.image.set(*image);
-    }
+/// Under the chunk's lock.
+IoStatus StoreQueue::find_slot(ChunkEntry& entry) {
+    if (entry.slot.has()) return IoStatus::ok;
+    const auto slot = parts_.slots.take();
+    if (!slot) parts_.slot_missing.store(true);
+    if (parts_.slots.free_slots() < parts_.slots.slots_per_segment() / 2 + 1) parts_.request_maintenance();
+    if (!slot) return parts_.growth_failed.load() ? IoStatus::no_space : IoStatus::retry;
+    entry.slot.set(*slot);
     return IoStatus::ok;
 }
 
-void StoreQueue::put_pages(ChunkEntry& entry, const Piece& piece, const std::uint64_t* digests) {
+/// Under the chunk's lock. False if there is none, or none for scattered writes.
+bool StoreQueue::find_image(ChunkEntry& entry, ChunkIndex chunk) {
+    if (!locality_.clustered() && parts_.stage->free_images() <= parts_.stage->free_images_low())
+        return false;
+    const auto image = parts_.stage->take(chunk);
+    if (!image) {
+        flusher_.kick(true);
+        return false;
+    }
+    entry.image.set(*image);
+    return true;
+}
+
+/// Under the chunk's lock. REQUIRES: an image, unless all pages are zero.
+void StoreQueue::stage_pages(ChunkEntry& entry, const Piece& piece) {
     bool dirtied = false;
     for (std::uint32_t i = 0; i < piece.run.count; ++i) {
         const std::uint32_t p = piece.run.first + i;
-        if (digests[i] == kZeroPage) {
+        const std::uint64_t digest = digests_[piece.at + i];
+        if (digest == kZeroPage) {
             parts_.forget_page(piece.chunk, p);
-            QueueCounters::add(slot_.counters.zero_pages_written, 1);
             continue;
         }
         const std::uint32_t image = entry.image.get();
-        std::memcpy(parts_.stage->page(image, p), piece.data + std::size_t{i} * kPageBytes, kPageBytes);
+        stream_page(parts_.stage->page(image, p), piece.data + std::size_t{i} * kPageBytes);
         ImageHeader& h = parts_.stage->header(image);
         h.valid.set(p);
         h.dirty.set(p);
         PageEntry& page = entry_of(piece, i);
         if (page.state() == PageEntry::State::absent) ++entry.stored;
-        page.store(digests[i]);
+        page.store(digest);
         dirtied = true;
     }
     if (dirtied) parts_.mark_dirty(parts_.stage->header(entry.image.get()), now_ns());
 }
 
-// ---- discards ----
+/// Under the chunk's lock. From here on nobody else reads, writes or discards these pages.
+/// REQUIRES: a slot, no image, none of the pages in the state writing.
+void StoreQueue::begin_direct(ChunkEntry& entry, const Piece& piece, Transfer& transfer) {
+    for (std::uint32_t i = 0; i < piece.run.count; ++i) {
+        const std::uint64_t digest = digests_[piece.at + i];
+        if (digest == kZeroPage) {
+            parts_.forget_page(piece.chunk, piece.run.first + i);
+            continue;
+        }
+        PageEntry& page = entry_of(piece, i);
+        old_words_[piece.at + i] = page.load();
+        if (page.state() == PageEntry::State::absent) ++entry.stored;
+        page.set(PageEntry::word_of(PageEntry::State::writing, digest));
+        ++entry.writing;
+        ++entry.pins;
+        transfer.pages.set(piece.at + i);
+    }
+}
 
-void StoreQueue::discard(const BlockRequest& request) {
-    const BlockRequest without_data{request.op, request.offset,    request.bytes,
-                                    nullptr,    IoStatus::pending, nullptr};
-    for_each_piece(without_data, [&](const Piece& piece) {
+/// Before anything was submitted: the pages are again what they were.
+void StoreQueue::undo_direct(Transfer& transfer) {
+    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
         ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
         const ChunkLock lock(entry);
+        for (std::uint32_t i = 0; i < piece.run.count; ++i) {
+            if (!transfer.pages.test(piece.at + i)) continue;
+            PageEntry& page = entry_of(piece, i);
+            page.set(old_words_[piece.at + i]);
+            if (page.state() == PageEntry::State::absent) --entry.stored;
+            --entry.writing;
+            --entry.pins;
+        }
+        parts_.release_if_empty(entry);
+    });
+    transfer.pages.reset();
+    parts_.notify_room(&slot_);  // nothing changed for this queue: woken, it would only try again and again
+}
+
+/// The pages become stored, or lost if what VRAM has of them is unknown.
+IoStatus StoreQueue::end_direct(Transfer& transfer, PageEntry::State outcome) {
+    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
+        ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
+        const ChunkLock lock(entry);
+        for (std::uint32_t i = 0; i < piece.run.count; ++i) {
+            if (!transfer.pages.test(piece.at + i)) continue;
+            PageEntry& page = entry_of(piece, i);
+            page.set(PageEntry::word_of(outcome, page.load()));
+            --entry.writing;
+            --entry.pins;
+        }
+    });
+    parts_.notify_room();
+    return outcome == PageEntry::State::stored ? IoStatus::ok : IoStatus::io_error;
+}
+
+// ---- discards ----
+
+IoStatus StoreQueue::discard(const BlockRequest& request) {
+    BlockRequest without_data = request;
+    without_data.data = nullptr;
+    IoStatus status = IoStatus::ok;
+    for_each_piece(without_data, kChunkPages, [&](const Piece& piece) {
+        ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
+        const ChunkLock lock(entry);
+        if (any_writing(entry, piece)) {
+            status = IoStatus::retry;
+            return false;
+        }
         if (entry.stored == 0) return true;
         for (std::uint32_t i = 0; i < piece.run.count; ++i)
             parts_.forget_page(piece.chunk, piece.run.first + i);
         parts_.release_if_empty(entry);
         return true;
     });
+    return status;
 }
 
 // ---- reads ----
 
 IoStatus StoreQueue::read(BlockRequest& request) {
-    if (idle_.empty()) return IoStatus::retry;
-    Read& read = *idle_.back();
-    read.request = &request;
-    read.tries = 0;
-    read.from_gpu.reset();
+    if (flying_.full()) return IoStatus::retry;
+    Transfer& transfer = flying_.push();
+    transfer = Transfer{.request = &request};
     IoStatus status = IoStatus::ok;
-    for_each_piece(request, [&](const Piece& piece) {
-        status = worse(status, look_up(piece, read.from_gpu));
+    std::uint64_t staged = 0;
+    for_each_piece(request, kChunkPages, [&](const Piece& piece) {
+        status = worse(status, look_up(piece, transfer.pages, staged));
         return true;
     });
-    QueueCounters::add(slot_.counters.pages_read_gpu, read.from_gpu.count());
-    if (status != IoStatus::ok || read.from_gpu.none()) {
-        unpin(read);
-        return status;
+    if (status == IoStatus::ok) QueueCounters::add(slot_.counters.pages_read_stage, staged);
+    if (status == IoStatus::ok && transfer.pages.any()) {
+        QueueCounters::add(slot_.counters.pages_read_gpu, transfer.pages.count());
+        ++collected_;
+        return IoStatus::pending;
     }
-    status = start_copies(read);
-    if (status != IoStatus::pending) return status;
-    idle_.pop_back();
-    read.active = true;
-    request.in_target = &read;
+    unpin(transfer);
+    flying_.undo_push();
     return status;
 }
 
-/// Serves what needs no GPU copy; marks the rest in `from_gpu` and pins the chunk for it. ok or lost.
-IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu) {
+/// Serves what needs no GPU copy and counts what the stage had; marks the rest in `from_gpu` and pins the
+/// chunk for it. ok, lost, or retry if a page is just being written.
+IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu, std::uint64_t& staged) {
     ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
     IoStatus status = IoStatus::ok;
     bool pinned = false;
     const ChunkLock lock(entry);
+    // The chunk entry alone tells that all is in VRAM: the page entries are far away in memory, and are
+    // looked at while the GPU copies.
+    if (entry.stored == kChunkPages && entry.writing == 0 && !entry.image.has()) {
+        for (std::uint32_t i = 0; i < piece.run.count; ++i) from_gpu.set(piece.at + i);
+        ++entry.pins;
+        return status;
+    }
     for (std::uint32_t i = 0; i < piece.run.count; ++i) {
         std::byte* out = piece.data + std::size_t{i} * kPageBytes;
         const std::uint32_t p = piece.run.first + i;
@@ -235,14 +385,17 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu) {
                 std::memset(out, 0, kPageBytes);
                 continue;
             case PageEntry::State::lost:
-                status = IoStatus::lost;
+                status = worse(status, IoStatus::lost);
+                continue;
+            case PageEntry::State::writing:
+                status = worse(status, IoStatus::retry);
                 continue;
             case PageEntry::State::stored:
                 break;
         }
         if (entry.image.has() && parts_.stage->header(entry.image.get()).valid.test(p)) {
             std::memcpy(out, parts_.stage->page(entry.image.get(), p), kPageBytes);
-            QueueCounters::add(slot_.counters.pages_read_stage, 1);
+            ++staged;
             continue;
         }
         from_gpu.set(piece.at + i);
@@ -252,102 +405,25 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu) {
     return status;
 }
 
-namespace {
-/// Calls visit(first, count) for each run of set bits in [begin, end).
-template <typename Bits, typename Visit>
-void for_each_set_run(const Bits& bits, std::uint32_t begin, std::uint32_t end, Visit visit) {
-    for (std::uint32_t i = begin; i < end;) {
-        if (!bits.test(i)) {
-            ++i;
-            continue;
-        }
-        std::uint32_t stop = i + 1;
-        while (stop < end && bits.test(stop)) ++stop;
-        visit(i, stop - i);
-        i = stop;
-    }
-}
-}  // namespace
-
-/// Submits a copy for every run of pages still wanted. pending, or a final status with everything unpinned.
-IoStatus StoreQueue::start_copies(Read& read) {
-    while (read.tries < kTriesMax) {
-        ++read.tries;
-        copies_scratch_.clear();
-        for_each_piece(*read.request, [&](const Piece& piece) {
-            for_each_set_run(
-                read.from_gpu, piece.at, piece.at + piece.run.count, [&](auto first, auto count) {
-                    const ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];  // pinned: its slot stays
-                    const StoreParts::Place place = parts_.place(entry.slot.get());
-                    const std::uint32_t in_chunk = piece.run.first + (first - piece.at);
-                    copies_scratch_.push_back({Copy::Op::from_gpu, place.segment,
-                                               place.offset + std::uint64_t{in_chunk} * kPageBytes,
-                                               read.request->data + std::size_t{first} * kPageBytes,
-                                               static_cast<std::uint32_t>(count * kPageBytes)});
-                });
-            return true;
-        });
-        if (gpu_->submit(copies_scratch_, read.ticket) == IoStatus::pending) return IoStatus::pending;
-        log_event(LogLevel::error, "the GPU refused a copy from VRAM; pages wanted", read.from_gpu.count());
-    }
-    QueueCounters::add(slot_.counters.read_errors, read.from_gpu.count());
-    unpin(read);
-    return IoStatus::io_error;
-}
-
-std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
-    std::size_t n = 0;
-    if (in_flight() == 0) return 0;
-    // Goes on where the last poll stopped, so that a small `done` starves nobody.
-    for (std::size_t looked = 0; looked < reads_.size() && n < done.size(); ++looked) {
-        Read& read = reads_[next_look_];
-        next_look_ = next_look_ + 1 == reads_.size() ? 0 : next_look_ + 1;
-        if (!read.active) continue;
-        const IoStatus status = advance(read);
-        if (status == IoStatus::pending) continue;
-        read.request->status = status;
-        read.request->in_target = nullptr;
-        done[n++] = read.request;
-        read.active = false;
-        idle_.push_back(&read);
-    }
-    return n;
-}
-
-/// Looks whether the copies are complete and right; copies again what is not.
-IoStatus StoreQueue::advance(Read& read) {
-    const IoStatus copied = gpu_->poll(read.ticket);
-    if (copied == IoStatus::pending) return copied;
-    if (copied == IoStatus::ok)
-        for_each_piece(*read.request, [&](const Piece& piece) {
-            check_piece(piece, read);
-            return true;
-        });
-    if (read.from_gpu.none()) return IoStatus::ok;
-    QueueCounters::add(slot_.counters.reread_pages, read.from_gpu.count());
-    log_event(LogLevel::warning, "pages read from VRAM failed or did not match their checksum; pages",
-              read.from_gpu.count());
-    return start_copies(read);
-}
-
-/// Clears from `from_gpu` what is right now; unpins the chunk when nothing of it is left to copy.
-void StoreQueue::check_piece(const Piece& piece, Read& read) {
+/// Clears from the read's pages what is right now; unpins the chunk when nothing of it is left to copy.
+void StoreQueue::check_piece(const Piece& piece, Transfer& transfer) {
     const std::uint32_t end = piece.at + piece.run.count;
-    bool wanted = false;
+    const std::byte* const data_end = transfer.request->data + transfer.request->bytes;
+    prefetch_page(transfer.request->data + std::size_t{piece.at} * kPageBytes);
     for (std::uint32_t i = piece.at; i < end; ++i) {
-        if (!read.from_gpu.test(i)) continue;
-        wanted = true;
+        if (!transfer.pages.test(i)) continue;
+        const std::byte* const next = transfer.request->data + std::size_t{i + 1} * kPageBytes;
+        if (next < data_end) prefetch_page(next);
         const PageIndex page{first_page(piece.chunk).n + piece.run.first + (i - piece.at)};
-        digests_[i] = page_checksum(read.request->data + std::size_t{i} * kPageBytes, page);
+        digests_[i] = page_checksum(transfer.request->data + std::size_t{i} * kPageBytes, page);
     }
-    if (!wanted) return;
     ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
     const ChunkLock lock(entry);
     bool left = false;
     for (std::uint32_t i = piece.at; i < end; ++i) {
-        if (!read.from_gpu.test(i)) continue;
-        if (resolve(entry, piece, i - piece.at, digests_[i]))
-            read.from_gpu.reset(i);
+        if (!transfer.pages.test(i)) continue;
+        if (resolve(entry, piece, i - piece.at, digests_[i], transfer.lost))
+            transfer.pages.reset(i);
         else
             left = true;
     }
@@ -357,11 +433,12 @@ void StoreQueue::check_piece(const Piece& piece, Read& read) {
 }
 
 /// Under the chunk's lock: true if the page's bytes are right, made so from what it became meanwhile if it
-/// changed.
-bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i,
-                         std::uint64_t checksum) {
+/// changed, or if there is nothing to be had.
+bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i, std::uint64_t checksum,
+                         bool& lost) {
     const PageEntry& page = entry_of(piece, i);
     if (page.holds(checksum)) return true;
+    if (page.state() == PageEntry::State::lost) return lost = true;
     std::byte* out = piece.data + std::size_t{i} * kPageBytes;
     if (page.state() == PageEntry::State::absent) {
         std::memset(out, 0, kPageBytes);
@@ -373,18 +450,142 @@ bool StoreQueue::resolve(const ChunkEntry& entry, const Piece& piece, std::uint3
     return true;
 }
 
-void StoreQueue::unpin(const Read& read) {
-    for_each_piece(*read.request, [&](const Piece& piece) {
-        bool pinned = false;
-        for (std::uint32_t i = 0; i < piece.run.count; ++i)
-            pinned = pinned || read.from_gpu.test(piece.at + i);
-        if (!pinned) return true;
+void StoreQueue::unpin(const Transfer& transfer) {
+    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
         ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
         const ChunkLock lock(entry);
         --entry.pins;
         parts_.release_if_empty(entry);
-        return true;
     });
+}
+
+// ---- copies ----
+
+/// Adds a copy for every run of pages still wanted.
+void StoreQueue::add_copies(Transfer& transfer) {
+    const auto op = transfer.request->op == BlockRequest::Op::read ? Copy::Op::from_gpu : Copy::Op::to_gpu;
+    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
+        const ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];  // pinned: its slot stays
+        const StoreParts::Place place = parts_.place(entry.slot.get());
+        const std::uint32_t end = piece.at + piece.run.count;
+        for (std::uint32_t first = piece.at; first < end; ++first) {
+            if (!transfer.pages.test(first)) continue;
+            std::uint32_t stop = first + 1;
+            while (stop < end && transfer.pages.test(stop)) ++stop;
+            const std::uint64_t in_chunk = piece.run.first + (first - piece.at);
+            copies_scratch_.push_back({op, place.segment, place.offset + in_chunk * kPageBytes,
+                                       transfer.request->data + std::size_t{first} * kPageBytes,
+                                       static_cast<std::uint32_t>((stop - first) * kPageBytes)});
+            first = stop;
+        }
+    });
+}
+
+/// Tells whether the pages still to be copied change meanwhile.
+std::uint64_t StoreQueue::fingerprint(const BlockRequest& request, const RequestPages& wanted) const {
+    std::uint64_t sum = 1;
+    bool writing = false;
+    for_each_wanted_piece(request, wanted, [&](const Piece& piece) {
+        for (std::uint32_t i = 0; i < piece.run.count; ++i) {
+            if (!wanted.test(piece.at + i)) continue;
+            const PageEntry& page = entry_of(piece, i);
+            writing = writing || page.state() == PageEntry::State::writing;
+            sum = sum * 3 + page.load();
+        }
+    });
+    return writing ? kUnstable : sum | 1;
+}
+
+/// Submits what was collected, together as far as there is room to list it.
+void StoreQueue::launch() {
+    gpu_->set_mode(parts_.mode.load(std::memory_order_relaxed));
+    const std::size_t end = flying_.size();
+    for (std::size_t n = end - collected_; n < end;) {
+        const std::size_t first = n;
+        copies_scratch_.clear();
+        // What failed before goes alone, so that one bad copy does not take others down with it.
+        bool alone = false;
+        for (; n < end && !alone && copies_scratch_.size() <= kPagesMax; ++n) {
+            alone = flying_.at(n).tries != 0;
+            if (alone && n != first) break;
+            add_copies(flying_.at(n));
+        }
+        Ticket ticket = 0;
+        if (gpu_->submit(copies_scratch_, ticket) != IoStatus::pending) {
+            log_event(LogLevel::error, "the GPU refused copies, requests", n - first);
+            ticket = 0;
+        }
+        for (std::size_t k = first; k < n; ++k) {
+            flying_.at(k).ticket = ticket;
+            // The first look at the page entries: they come from memory while the GPU copies.
+            flying_.at(k).fingerprint = fingerprint(*flying_.at(k).request, flying_.at(k).pages);
+        }
+    }
+    collected_ = 0;
+}
+
+std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
+    if (collected_ != 0) launch();
+    // In mode turbo not all that are complete: the caller shall submit new ones, for the GPU to work at while
+    // the rest is checked. Copy engines rather have long lists: there the driver is what is waited for.
+    const bool halve = parts_.mode.load(std::memory_order_relaxed) == EngineMode::turbo;
+    const std::size_t most =
+        halve ? std::min(done.size(), std::max(kCompletionsMin, flying_.size() / 2)) : done.size();
+    std::size_t n = 0;
+    while (n < most && flying_.size() > collected_) {
+        Transfer& transfer = flying_.at(0);
+        if (flying_.size() > 1) prefetch_page(flying_.at(1).request->data);  // it probably came with this one
+        const IoStatus status = advance(transfer);
+        if (status == IoStatus::pending) break;
+        BlockRequest* const request = transfer.request;
+        if (status == IoStatus::retry) {
+            const Transfer again = transfer;
+            flying_.pop();
+            flying_.push() = again;
+            ++collected_;
+            continue;
+        }
+        flying_.pop();
+        request->status = status;
+        done[n++] = request;
+    }
+    return n;
+}
+
+/// Looks whether the copies are complete and right. retry: they have to be repeated.
+IoStatus StoreQueue::advance(Transfer& transfer) {
+    const IoStatus copied = transfer.ticket == 0 ? IoStatus::io_error : gpu_->poll(transfer.ticket);
+    if (copied == IoStatus::pending) return copied;
+    if (transfer.request->op == BlockRequest::Op::write)
+        return copied == IoStatus::ok ? end_direct(transfer, PageEntry::State::stored)
+                                      : repeat_or_fail(transfer);
+    // A page that was overwritten may have been read while the new one arrived. That is nobody's fault.
+    if (copied != IoStatus::ok) return repeat_or_fail(transfer);
+    const RequestPages before = transfer.pages;
+    for_each_wanted_piece(*transfer.request, before,
+                          [&](const Piece& piece) { check_piece(piece, transfer); });
+    if (transfer.pages.none()) return transfer.lost ? IoStatus::lost : IoStatus::ok;
+    const std::uint64_t now = fingerprint(*transfer.request, before);
+    if (now == kUnstable || now != transfer.fingerprint) return IoStatus::retry;
+    return repeat_or_fail(transfer);
+}
+
+IoStatus StoreQueue::repeat_or_fail(Transfer& transfer) {
+    const bool is_read = transfer.request->op == BlockRequest::Op::read;
+    const std::size_t pages = transfer.pages.count();
+    log_event(LogLevel::warning, "copies failed, or read pages that do not match their checksum; pages",
+              pages);
+    if (++transfer.tries < kTriesMax) {
+        if (is_read) QueueCounters::add(slot_.counters.reread_pages, pages);
+        return IoStatus::retry;
+    }
+    if (!is_read) {
+        QueueCounters::add(slot_.counters.writes_refused, 1);
+        return end_direct(transfer, PageEntry::State::lost);
+    }
+    QueueCounters::add(slot_.counters.read_errors, pages);
+    unpin(transfer);
+    return IoStatus::io_error;
 }
 
 }  // namespace vramswap

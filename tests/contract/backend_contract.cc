@@ -41,6 +41,12 @@ std::string wanted_gpu() {
     return wanted == nullptr ? "" : wanted;
 }
 
+/// Copies are made as $VRAMSWAP_TEST_MODE says.
+EngineMode wanted_mode() {
+    const char* wanted = std::getenv("VRAMSWAP_TEST_MODE");
+    return wanted != nullptr && std::string_view(wanted) == "turbo" ? EngineMode::turbo : EngineMode::copy;
+}
+
 /// The GPU under test with the drivers that found it, or the reason why there is none.
 struct OpenedGpu {
     std::vector<DriverEntry> drivers = all_drivers();
@@ -142,6 +148,7 @@ class BackendContract : public ::testing::Test {
     static std::unique_ptr<TransferQueue> make_queue() {
         auto queue = gpu().make_queue();
         if (!queue) throw std::runtime_error(queue.error().text());
+        (*queue)->set_mode(wanted_mode());
         return std::move(*queue);
     }
     static Bytes free_now() {

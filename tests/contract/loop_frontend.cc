@@ -6,11 +6,9 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <linux/capability.h>
 #include <linux/loop.h>
 #include <signal.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,6 +27,7 @@
 #include "base/units.h"
 #include "support/block_device.h"
 #include "support/ram_target.h"
+#include "support/without_sys_admin.h"
 
 namespace vramswap::test {
 namespace {
@@ -66,33 +65,6 @@ class FakeDev {
 
   private:
     fs::path path_;
-};
-
-/// Takes CAP_SYS_ADMIN away from the calling thread for a scope.
-class WithoutSysAdmin {
-  public:
-    WithoutSysAdmin() : done_(get() && set(sets_[0].effective & ~CAP_TO_MASK(CAP_SYS_ADMIN))) {}
-    ~WithoutSysAdmin() {
-        if (done_) set(before_);
-    }
-    WithoutSysAdmin(const WithoutSysAdmin&) = delete;
-    WithoutSysAdmin& operator=(const WithoutSysAdmin&) = delete;
-    [[nodiscard]] bool done() const { return done_; }
-
-  private:
-    bool get() {
-        const bool got = ::syscall(SYS_capget, &header_, sets_.data()) == 0;
-        before_ = sets_[0].effective;
-        return got;
-    }
-    bool set(std::uint32_t effective) {
-        sets_[0].effective = effective;
-        return ::syscall(SYS_capset, &header_, sets_.data()) == 0;
-    }
-    __user_cap_header_struct header_{_LINUX_CAPABILITY_VERSION_3, 0};
-    std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3> sets_{};
-    std::uint32_t before_ = 0;
-    bool done_;
 };
 
 /// A served device in a child process that can be killed.

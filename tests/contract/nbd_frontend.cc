@@ -21,9 +21,12 @@
 
 #include "base/clock.h"
 #include "base/units.h"
+#include "front/nbd/nbd_abi.h"
+#include "front/nbd/nbd_netlink.h"
 #include "front/nbd/nbd_slots.h"
 #include "support/block_device.h"
 #include "support/ram_target.h"
+#include "support/without_sys_admin.h"
 
 namespace vramswap::test {
 namespace {
@@ -186,6 +189,28 @@ TEST_F(NbdFrontendTest, AStartThatFailsAfterTheConnectionLeavesNothing) {
     ASSERT_FALSE(started);
     EXPECT_NE(started.error().text().find(no_devices), std::string::npos) << started.error().text();
     EXPECT_EQ(target.queues() + target.registrations(), 0u);
+}
+
+TEST_F(NbdFrontendTest, WhatTheKernelRefusesByNetlinkIsToldAndLeavesNothing) {
+    const NothingStays nothing_stays;
+    auto netlink = NbdNetlink::open("nbd");
+    ASSERT_TRUE(netlink);
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
+    const UniqueFd no_socket(ends[0]);
+    const UniqueFd other_end(ends[1]);
+    const NbdSettings settings{
+        .size = kSize, .server_flags = nbd_abi::kServerHasFlags, .backend = "vramswap-test-x"};
+    const auto refused = netlink->connect(settings, std::array{no_socket.get()});
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().text().find("the kernel refuses to connect"), std::string::npos)
+        << refused.error().text();
+    const WithoutSysAdmin weaker;
+    ASSERT_TRUE(weaker.done());
+    const auto forbidden = netlink->connect(settings, std::array{no_socket.get()});
+    ASSERT_FALSE(forbidden);
+    EXPECT_EQ(forbidden.error().code, Errc::unavailable);
+    EXPECT_NE(forbidden.error().text().find("Run as root"), std::string::npos) << forbidden.error().text();
 }
 
 TEST_F(NbdFrontendTest, DestructionWithoutStopRemovesTheDevice) {

@@ -6,9 +6,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <linux/capability.h>
 #include <signal.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,6 +24,7 @@
 #include "base/units.h"
 #include "support/block_device.h"
 #include "support/ram_target.h"
+#include "support/without_sys_admin.h"
 
 namespace vramswap::test {
 namespace {
@@ -91,29 +90,6 @@ class UblkFrontendTest : public ::testing::Test {
 
   private:
     std::size_t devices_ = 0;
-};
-
-/// Takes CAP_SYS_ADMIN away from the calling thread, and those it starts, for a scope.
-class WithoutSysAdmin {
-  public:
-    WithoutSysAdmin() {
-        get(before_);
-        auto less = before_;
-        less[0].effective &= ~CAP_TO_MASK(CAP_SYS_ADMIN);
-        set(less);
-    }
-    ~WithoutSysAdmin() { set(before_); }
-    WithoutSysAdmin(const WithoutSysAdmin&) = delete;
-    WithoutSysAdmin& operator=(const WithoutSysAdmin&) = delete;
-
-  private:
-    using Sets = std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3>;
-    void get(Sets& sets) {
-        if (::syscall(SYS_capget, &header_, sets.data()) != 0) throw std::runtime_error("capget failed");
-    }
-    void set(const Sets& sets) { EXPECT_EQ(::syscall(SYS_capset, &header_, sets.data()), 0); }
-    __user_cap_header_struct header_{_LINUX_CAPABILITY_VERSION_3, 0};
-    Sets before_{};
 };
 
 /// A folder in the place of /dev with the control node alone.
@@ -224,11 +200,13 @@ TEST_F(UblkFrontendTest, AStartThatFailsLeavesNothing) {
     const ControlOnlyDev no_nodes;
     expect_failure(no_nodes.host(), "no device node");
     const WithoutSysAdmin weaker;
+    ASSERT_TRUE(weaker.done());
     expect_failure({}, "root");
 }
 
 TEST_F(UblkFrontendTest, SaysThatItNeedsRoot) {
     const WithoutSysAdmin weaker;
+    ASSERT_TRUE(weaker.done());
     const std::string problem = ublk_problem();
     EXPECT_NE(problem.find("root"), std::string::npos) << problem;
 }

@@ -36,6 +36,7 @@
 
 #include "gpu/cuda/cuda_api.h"
 #include "gpu/cuda/nvml_api.h"
+#include "gpu/cuda/page_kernel.h"
 
 namespace {
 
@@ -222,6 +223,14 @@ int batch(CuDevicePtr* to, CuDevicePtr* from, std::size_t* bytes, std::size_t co
     return 0;
 }
 
+/// A kernel is known by how many pages it can take.
+int copy_pages(std::size_t pages_max, unsigned pages, const PagePair* pairs) {
+    if (pages == 0 || pages > pages_max) return code::kInvalidValue;
+    for (unsigned i = 0; i < pages; ++i)
+        if (copy(pairs[i].to, pairs[i].from, 4096) != 0) return code::kIllegalAddress;
+    return 0;
+}
+
 bool good_prop(const CuMemAllocationProp* prop) {
     return prop->type == kAllocationTypePinned && prop->location.type == kLocationTypeDevice &&
            prop->location.id >= 0 && prop->location.id < kDevicesMax;
@@ -233,6 +242,7 @@ int fake_attribute(int attribute) {
     switch (attribute) {
         case 75:
             return static_cast<int>(setting(name, 9));
+        case 91:
         case 102:
         case 103:
             return static_cast<int>(setting(name, 1));
@@ -516,6 +526,35 @@ int cuMemcpyHtoDAsync_v2(CuDevicePtr to, const void* from, std::size_t bytes, Cu
 int cuMemcpyDtoHAsync_v2(void* to, CuDevicePtr from, std::size_t bytes, CuStream) {
     FAKE_ENTER_CONTEXT();
     return is_device(from, bytes) ? copy(address_of(to), from, bytes) : code::kInvalidValue;
+}
+int cuModuleLoadData(CuModule* module, const void* ptx) {
+    FAKE_ENTER_CONTEXT();
+    if (std::strstr(static_cast<const char*>(ptx), ".version 4.0") == nullptr) return 218;  // INVALID_PTX
+    *module = reinterpret_cast<CuModule>(keep(new std::uint32_t{kAlive}));
+    return 0;
+}
+int cuModuleGetFunction(CuFunction* function, CuModule, const char* name) {
+    FAKE_ENTER_CONTEXT();
+    const bool small = std::strcmp(name, kPageKernelSmallName) == 0;
+    if (!small && std::strcmp(name, kPageKernelLargeName) != 0) return 500;  // NOT_FOUND
+    *function =
+        reinterpret_cast<CuFunction>(keep(new std::size_t{small ? kPageKernelSmall : kPageKernelLarge}));
+    return 0;
+}
+int cuLaunchKernel(CuFunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                   unsigned block_y, unsigned block_z, unsigned shared_bytes, CuStream stream,
+                   void** parameters, void** extra) {
+    FAKE_ENTER_CONTEXT();
+    if (grid_y * grid_z * block_y * block_z != 1 || block_x != kPageKernelThreads || shared_bytes != 0 ||
+        extra != nullptr)
+        return code::kInvalidValue;
+    const int copied = copy_pages(*reinterpret_cast<std::size_t*>(function), grid_x,
+                                  static_cast<const PagePair*>(parameters[0]));
+    const auto counter = *static_cast<const std::uint64_t*>(parameters[1]);
+    if (copied != 0 || counter == 0) return copied;
+    if (!is_device(counter, 4)) return code::kIllegalAddress;
+    return write_value(stream, *static_cast<const std::uint64_t*>(parameters[2]),
+                       *static_cast<const std::uint32_t*>(parameters[3]));
 }
 int cuMemcpyBatchAsync(CuDevicePtr* to, CuDevicePtr* from, std::size_t* bytes, std::size_t count,
                        CuMemcpyAttributes* attributes, std::size_t* starts, std::size_t attribute_count,

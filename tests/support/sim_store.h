@@ -48,7 +48,9 @@ inline bool take_event(int fd) {
 class SteppedStore {
   public:
     /// `gpu` and `keeper` (may be null) must outlive it.
-    SteppedStore(SimGpu& gpu, const StoreConfig& config, FdKeeper* keeper) {
+    SteppedStore(SimGpu& gpu, StoreConfig config, FdKeeper* keeper) {
+        if (!config.flusher.costs)
+            config.flusher.costs = CopyCosts{};  // measured ones would differ each time
         auto made = PageStore::create(gpu.backend(), config, keeper);
         if (!made) throw std::runtime_error(made.error().text());
         store_ = std::move(*made);

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+import xml.etree.ElementTree
 
 BINARY = os.environ["VRAMSWAP_BINARY"]
 COMMAND_TIMEOUT_S = 120
@@ -60,12 +61,24 @@ def our_processes():
 def our_cgroups():
     found = set()
     for folder, below, _ in os.walk("/sys/fs/cgroup"):  # passes over what vanishes meanwhile
-        found.update(os.path.join(folder, name) for name in below if name.startswith("vramswap-demo-"))
+        found.update(os.path.join(folder, name) for name in below
+                     if name.startswith(("vramswap-demo-", "vramswap-bench-")))
     return found
 
 
+def zram_devices():
+    return {path.name for path in pathlib.Path("/sys/block").glob("zram*")}
+
+
+def texts_of_svg(path):
+    """The words of a picture; fails unless it is well-formed."""
+    root = xml.etree.ElementTree.parse(path).getroot()
+    return [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
 def machine_state():
-    return {"swaps": swap_areas(), "loops": our_loops(), "processes": set(our_processes()), "cgroups": our_cgroups()}
+    return {"swaps": swap_areas(), "loops": our_loops(), "processes": set(our_processes()), "cgroups": our_cgroups(),
+            "zrams": zram_devices()}
 
 
 def require_machine():
@@ -109,6 +122,8 @@ class SystemTest(unittest.TestCase):
             os.kill(pid, signal.SIGKILL)
         for loop in our_loops() - self.before["loops"]:
             subprocess.run(["losetup", "-d", f"/dev/{loop}"], check=False, timeout=COMMAND_TIMEOUT_S)
+        for zram in zram_devices() - self.before["zrams"]:
+            pathlib.Path("/sys/class/zram-control/hot_remove").write_text(zram.removeprefix("zram"), encoding="ascii")
         self.assertIsNone(left, "left on the machine")
         self.assertEqual(os.listdir(self.runtime) if os.path.isdir(self.runtime) else [], [])
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import unittest
 
-from harness import BINARY, COMMAND_TIMEOUT_S, SystemTest, swap_areas
+from harness import BINARY, COMMAND_TIMEOUT_S, SystemTest, swap_areas, texts_of_svg
 
 
 class Commands(SystemTest):
@@ -78,22 +78,52 @@ class Commands(SystemTest):
                 self.assertTrue(finding["remedy"] or finding["text"])
         self.assertIn("kernel", self.vramswap("doctor").stdout)
 
+    def bench(self, *arguments, status=0):
+        self.environment["VRAMSWAP_SIM"] = "total=256M"
+        return self.vramswap("bench", "--gpu", "sim", "--seconds", "0.05", *arguments, status=status)
+
     def test_bench(self):
-        j = json.loads(self.vramswap("bench", "--gpu", "sim", "--seconds", "0.05", "--json").stdout)
+        plot = os.path.join(self.scratch, "bench.svg")
+        j = json.loads(self.bench("--quick", "--json", "--plot", plot).stdout)
         for key in ("h2d_gbps", "d2h_gbps", "read_4k_qd1_us"):
             self.assertGreater(j["ceiling"][key], 0)
+        self.assertGreater(j["working_set_bytes"], 0)
         for result in j["results"]:
-            self.assertLessEqual({"op", "pattern", "block_bytes", "queue_depth", "threads", "mode", "iops", "gbps",
-                                  "lat_us", "cpu_s_per_gb"}, set(result))
+            self.assertLessEqual({"name", "op", "pattern", "block_bytes", "queue_depth", "threads", "mode", "iops",
+                                  "gbps", "lat_us", "cpu_s_per_gb", "ram_bytes", "ceiling", "ratio"}, set(result))
+            latencies = [result["lat_us"][key] for key in ("p50", "p99", "p999", "max")]
+            self.assertEqual(latencies, sorted(latencies))
             self.assertGreater(result["iops"], 0)
-        self.assertEqual({r["op"] for r in j["results"]}, {"read", "write"})
+            self.assertTrue(("ceiling_us" in result) != ("ceiling_gbps" in result), result["name"])
+        results = {r["name"]: r for r in j["results"]}
+        self.assertEqual(len(results), len(j["results"]))
+        self.assertEqual({r["op"] for r in j["results"]}, {"read", "write", "mixed"})
+        self.assertEqual({r["mode"] for r in j["results"]}, {"copy", "turbo"})
+        # What a read job says of the pages it reads is so.
+        self.assertGreater(results["read_4k_staged"]["stage_share"], 0.99)
+        self.assertLess(results["read_4k_random_qd1"]["stage_share"], 0.1)
+        self.assertLessEqual(set(results), set(texts_of_svg(plot)))
+
+    def test_bench_of_chosen_measurements(self):
+        done = self.bench("--only", "read_64k_seq,write_4k_ack", "--threads", "3", "--json")
+        self.assertEqual([r["name"] for r in json.loads(done.stdout)["results"]], ["write_4k_ack", "read_64k_seq"])
+        table = self.bench("--only", "mixed_4k_random").stdout
+        for word in ("mixed_4k_random", "RATIO", "P99.9us"):
+            self.assertIn(word, table)
+        self.assert_told(self.bench("--only", "levitate", status=2), "levitate", "read_4k_staged")
+        self.assert_told(self.bench("--mode", "sport", status=2), "sport", "turbo")
+        self.assert_told(self.bench("--only", "write_4k_ack", "--plot", "/nowhere/x.svg", status=1), "/nowhere/x.svg")
+
+    def test_bench_without_room(self):
+        self.environment["VRAMSWAP_SIM"] = "total=256M,taken_mib=200"
+        self.assert_told(self.vramswap("bench", "--gpu", "sim", status=1), "56M", "too little")
 
 
 class BadInput(SystemTest):
     def test_not_root(self):
         os.chmod(self.scratch, 0o755)  # the build folder may lie where nobody else can go
         binary = shutil.copy(BINARY, self.scratch)
-        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["demo"]):
+        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["demo"], ["bench", "--swap"]):
             done = subprocess.run([binary, *command], env=self.environment, capture_output=True, text=True,
                                   timeout=COMMAND_TIMEOUT_S, check=False, cwd="/", user=65534, group=65534,
                                   extra_groups=[])

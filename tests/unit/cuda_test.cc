@@ -106,6 +106,8 @@ std::unique_ptr<Backend> open_fake(const CudaPaths& paths = fake()) {
     EXPECT_TRUE(gpus) << gpus.error().text();
     auto backend = driver->open(gpus->at(0));
     EXPECT_TRUE(backend) << backend.error().text();
+    // Those found by measuring would differ each time.
+    dynamic_cast<cuda::CudaBackend&>(**backend).set_thresholds({.batch = 8, .turbo = 4});
     return *std::move(backend);
 }
 
@@ -601,6 +603,104 @@ TEST(CudaQueue, RefusedBatchIsNotTriedAgain) {
     round_trip(*backend, **queue, 100);
     EXPECT_EQ(calls("cuMemcpyBatchAsync_v2"), before);
     EXPECT_EQ(backend->health(), Health::good);
+}
+
+TEST(CudaQueue, FindsItsThresholdsOnceForEachGpu) {
+    auto driver = make_cuda_driver_for_test(fake());
+    const auto backend = std::move(*driver->open(driver->enumerate()->at(0)));
+    auto& cuda = dynamic_cast<cuda::CudaBackend&>(*backend);
+    EXPECT_FALSE(cuda.thresholds());
+    ASSERT_TRUE(backend->make_queue());
+    ASSERT_TRUE(cuda.thresholds());
+    const int launches = calls("cuLaunchKernel");
+    ASSERT_TRUE(backend->make_queue());
+    EXPECT_EQ(calls("cuLaunchKernel") - launches, 8 + 4)
+        << "both ways: 1, 32, 240 and, in three launches, 512";
+}
+
+TEST(CudaQueue, TurboCopiesManyPagesByKernel) {
+    const auto backend = open_fake();
+    ASSERT_TRUE(backend->caps().turbo);
+    auto queue = *backend->make_queue();
+    queue->set_mode(EngineMode::turbo);
+    const int singles = calls("cuMemcpyHtoDAsync_v2");
+    const int launches = calls("cuLaunchKernel");
+    round_trip(*backend, *queue, 3);
+    EXPECT_EQ(calls("cuMemcpyHtoDAsync_v2") - singles, 3) << "too few";
+    EXPECT_EQ(calls("cuLaunchKernel"), launches);
+    for (const std::size_t pages : {4u, 32u, 33u, 240u}) round_trip(*backend, *queue, pages);
+    EXPECT_EQ(calls("cuLaunchKernel") - launches, 8);
+    round_trip(*backend, *queue, 1000);
+    EXPECT_EQ(calls("cuLaunchKernel") - launches, 8 + 10);
+    EXPECT_EQ(calls("cuMemcpyHtoDAsync_v2") - singles, 3);
+    queue->set_mode(EngineMode::copy);
+    round_trip(*backend, *queue, 1000);
+    EXPECT_EQ(calls("cuLaunchKernel") - launches, 8 + 10);
+}
+
+TEST(CudaQueue, TurboLeavesLargeAndOddCopiesToTheEngine) {
+    const auto backend = open_fake();
+    auto queue = *backend->make_queue();
+    queue->set_mode(EngineMode::turbo);
+    const SegmentId segment = *backend->allocate_segment(mib(4));
+    const HostMemory up(*backend, mib(4).n);
+    const HostMemory down(*backend, mib(4).n);
+    for (std::size_t n = 0; n < mib(4).n / kPageBytes; ++n) fill(up.page(n), static_cast<int>(n));
+    // Four small ones (one of two pages), a large one, one that is no whole page.
+    const auto copies = [&](Copy::Op op, const HostMemory& host) {
+        std::vector<Copy> all;
+        for (const std::size_t page : {1u, 5u, 9u})
+            all.push_back({op, segment, page * kPageBytes, host.page(page), kPageBytes});
+        all.push_back({op, segment, 20 * kPageBytes, host.page(20), 2 * kPageBytes});
+        all.push_back({op, segment, 100 * kPageBytes, host.page(100), 200 * kPageBytes});
+        all.push_back({op, segment, 400 * kPageBytes + 16, host.page(400) + 16, 100});
+        return all;
+    };
+    const int singles = calls("cuMemcpyHtoDAsync_v2");
+    const int launches = calls("cuLaunchKernel");
+    ASSERT_EQ(run(*queue, copies(Copy::Op::to_gpu, up)), IoStatus::ok);
+    EXPECT_EQ(calls("cuMemcpyHtoDAsync_v2") - singles, 2);
+    EXPECT_EQ(calls("cuLaunchKernel") - launches, 1);
+    ASSERT_EQ(run(*queue, copies(Copy::Op::from_gpu, down)), IoStatus::ok);
+    for (const Copy& copy : copies(Copy::Op::from_gpu, down)) {
+        const auto at = static_cast<std::size_t>(copy.host - down.page(0));
+        EXPECT_EQ(std::memcmp(copy.host, up.page(0) + at, copy.bytes), 0) << at;
+    }
+}
+
+TEST(CudaQueue, WithoutItsKernelTurboIsCopy) {
+    for (const auto& [setting, value] : std::initializer_list<std::pair<const char*, const char*>>{
+             {"FAKE_FAIL_cuModuleLoadData", "221"},  // the driver's PTX compiler is missing
+             {"FAKE_FAIL_cuModuleGetFunction", "500"},
+             {"FAKE_CUDA_ATTR_91", "0"}}) {
+        const Setting without(setting, value);
+        const auto backend = open_fake();
+        EXPECT_FALSE(backend->caps().turbo) << setting;
+        auto queue = *backend->make_queue();
+        queue->set_mode(EngineMode::turbo);
+        const int launches = calls("cuLaunchKernel");
+        round_trip(*backend, *queue, 100);
+        EXPECT_EQ(calls("cuLaunchKernel"), launches);
+        EXPECT_EQ(backend->health(), Health::good);
+    }
+    const TempFolder folder;
+    const auto old = open_fake(fake_at(fake_without(folder, {"cuLaunchKernel"})));
+    EXPECT_FALSE(old->caps().turbo);
+}
+
+TEST(CudaQueue, AKernelThatFailsIsAnError) {
+    const TempFolder folder;  // a driver of its own: what a lost context held stays allocated
+    const auto backend = open_fake(fake_at(fake_without(folder, {})));
+    auto queue = *backend->make_queue();
+    queue->set_mode(EngineMode::turbo);
+    const SegmentId segment = *backend->allocate_segment(mib(2));
+    const HostMemory host(*backend, mib(2).n);
+    std::vector<Copy> copies;
+    for (std::size_t n = 0; n < 40; n += 2)
+        copies.push_back({Copy::Op::to_gpu, segment, n * kPageBytes, host.page(n), kPageBytes});
+    const Setting failing("FAKE_FAIL_cuLaunchKernel", "719");
+    EXPECT_EQ(run(*queue, copies), IoStatus::io_error);
+    EXPECT_EQ(backend->health(), Health::context_lost);
 }
 
 TEST(CudaQueue, PollCostsNoCallOfTheDriver) {

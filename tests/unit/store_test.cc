@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The store and its parts, over a simulated GPU. The flusher is stepped by the test under a made-up clock, so
-// every interleaving here is chosen and happens each time.
+// The parts of the store, and the store at work over a simulated GPU. Writes that go straight to VRAM:
+// store_direct_test.cc; how the flusher puts copies together: store_flusher_test.cc.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
+
+// Another compilation of the same function than those that are tested.
+#define XXH_INLINE_ALL
+#define XXH_VECTOR XXH_SCALAR
+#include <xxhash.h>
 
 #include <atomic>
 #include <bitset>
@@ -15,8 +19,9 @@
 #include <vector>
 
 #include "store/checksum.h"
+#include "store/checksum_kernels.h"
 #include "store/page_store.h"
-#include "support/sim_store.h"
+#include "support/store_fixture.h"
 
 namespace vramswap {
 namespace {
@@ -25,8 +30,12 @@ using test::content_for;
 using test::content_of;
 using test::fill_page;
 using test::HostMemory;
+using test::kDevicePages;
+using test::KeeperFake;
+using test::page_of;
 using test::SimGpu;
 using test::SteppedStore;
+using test::StoreTest;
 using test::take_event;
 
 // ---- PageBits ----
@@ -90,11 +99,23 @@ TEST(PageBits, AgreesWithBitset) {
         ASSERT_EQ(bits.count(), model.count());
         ASSERT_EQ(bits.any(), model.any());
     }
-    others.set(3);
-    others.set(400);
-    bits.merge(others);
-    model.set(3).set(400);
-    for (std::uint32_t p = 0; p < kChunkPages; ++p) ASSERT_EQ(bits.test(p), model.test(p));
+    others.set_run({60, 70});
+    bits.keep_only(others);
+    for (std::uint32_t p = 0; p < kChunkPages; ++p)
+        ASSERT_EQ(bits.test(p), model.test(p) && p >= 60 && p < 130);
+}
+
+TEST(PageBits, KnowsItsSpan) {
+    PageBits bits;
+    EXPECT_EQ(bits.span().count, 0u);
+    for (const auto& [first, last] : std::vector<std::pair<std::uint32_t, std::uint32_t>>{
+             {0, 0}, {511, 511}, {0, 511}, {63, 64}, {70, 200}}) {
+        bits.clear_all();
+        bits.set(first);
+        bits.set(last);
+        EXPECT_EQ(bits.span().first, first);
+        EXPECT_EQ(bits.span().count, last - first + 1);
+    }
 }
 
 // ---- SlotAllocator ----
@@ -152,6 +173,16 @@ TEST(SlotAllocator, GivesASlotToOneThreadOnly) {
 }
 
 // ---- State and Stage ----
+
+#if defined(__x86_64__)
+bool cpu_has_avx2() {
+    return __builtin_cpu_supports("avx2") != 0;
+}
+#else
+bool cpu_has_avx2() {
+    return false;
+}
+#endif
 
 constexpr StateShape kShape{{6 * kChunkBytes + 37 * kPageBytes}, {2 * kChunkBytes}, 3};
 
@@ -241,6 +272,20 @@ TEST(Checksum, DependsOnTheBytesAndThePageNumber) {
     EXPECT_EQ(seen.size(), 8u);
 }
 
+TEST(Checksum, AllKernelsAgree) {
+    std::vector<std::uint64_t (*)(const void*, std::uint64_t)> kernels{checksum_kernels::xxh3_page_baseline};
+    if (cpu_has_avx2()) kernels.push_back(checksum_kernels::xxh3_page_avx2);
+    HostMemory memory(kPageBytes);
+    test::Random random(1);
+    for (int round = 0; round < 200; ++round) {
+        fill_page(memory.data(), random.next());
+        const std::uint64_t seed = random.next() >> random.below(64);
+        const std::uint64_t expected = XXH3_64bits_withSeed(memory.data(), kPageBytes, seed);
+        for (const auto kernel : kernels) ASSERT_EQ(kernel(memory.data(), seed), expected) << "seed " << seed;
+        ASSERT_EQ(page_checksum(memory.data(), PageIndex{seed}), expected & PageEntry::kChecksumMask);
+    }
+}
+
 TEST(Stage, HandsOutEachImageOnce) {
     const auto state = State::create(kShape);
     ASSERT_TRUE(state);
@@ -256,8 +301,10 @@ TEST(Stage, HandsOutEachImageOnce) {
     EXPECT_EQ(images.size(), 3u);
     EXPECT_EQ((*stage)->take(ChunkIndex{5}), std::nullopt);
     EXPECT_EQ((*stage)->free_images(), 0u);
-    EXPECT_EQ((*stage)->memory().size(), 3 * kChunkBytes);
-    EXPECT_EQ((*stage)->page(2, 511) + kPageBytes, (*stage)->memory().data() + 3 * kChunkBytes);
+    EXPECT_EQ((*stage)->memory().size(), (3 + Stage::kScratchChunks) * kChunkBytes);
+    EXPECT_EQ((*stage)->page(2, 511) + kPageBytes, (*stage)->scratch(0));
+    for (std::uint32_t n = 0; n < Stage::kScratchChunks; ++n)
+        EXPECT_EQ((*stage)->scratch(n), (*stage)->memory().data() + (3 + n) * kChunkBytes);
 }
 
 TEST(Stage, CleansAnImageBeforeItsNextUse) {
@@ -282,116 +329,6 @@ TEST(Stage, CleansAnImageBeforeItsNextUse) {
 }
 
 // ---- the store ----
-
-/// Remembers what it keeps by the file behind the descriptor, and fails on demand.
-class KeeperFake final : public FdKeeper {
-  public:
-    Result<void> keep(std::string_view key, const UniqueFd& fd) override {
-        if (key == refused) return Error{Errc::failed, 0, "the keeper refuses"};
-        struct stat file {};
-        if (::fstat(fd.get(), &file) != 0) return sys_error("not a descriptor");
-        kept[std::string(key)] = file.st_ino;
-        return {};
-    }
-    Result<void> drop(std::string_view key) override {
-        kept.erase(std::string(key));
-        return {};
-    }
-    [[nodiscard]] std::vector<std::string> keys() const {
-        std::vector<std::string> out;
-        for (const auto& [key, inode] : kept) out.push_back(key);
-        return out;
-    }
-    std::map<std::string, ino_t> kept;
-    std::string refused;
-};
-
-constexpr std::uint64_t kDevicePages = 6 * kChunkPages + 37;
-constexpr PageIndex page_of(std::uint32_t chunk, std::uint32_t page) {
-    return {chunk * kChunkPages + page};
-}
-
-class StoreTest : public ::testing::Test {
-  protected:
-    StoreTest() { make(mib(4), 4); }
-
-    static StoreConfig config(Bytes segment, std::uint64_t images) {
-        return {{kDevicePages * kPageBytes}, segment, {images * kChunkBytes}, {}};
-    }
-    /// Another store in place of the one there is.
-    void make(Bytes segment, std::uint64_t images, Bytes vram = mib(64)) {
-        queue_.reset();
-        store_.reset();
-        gpu_ = std::make_unique<SimGpu>(vram);
-        store_ = std::make_unique<SteppedStore>(*gpu_, config(segment, images), &keeper_);
-        queue_ = std::move(*store()->make_queue(8));
-    }
-    SteppedStore& store() { return *store_; }
-    SimFaults& faults() { return gpu_->faults(); }
-    StoreStats stats() { return store()->stats(); }
-
-    static BlockRequest request(BlockRequest::Op op, PageIndex first, std::uint64_t pages,
-                                HostMemory& memory) {
-        return {op, first.n * kPageBytes, pages * kPageBytes, memory.data(), IoStatus::pending, nullptr};
-    }
-    /// Writes `pages` pages of this version; version 0 is zeros.
-    IoStatus write(PageIndex first, std::uint64_t pages, std::uint32_t version) {
-        for (std::uint64_t i = 0; i < pages; ++i)
-            fill_page(memory_.page(i), version == 0 ? 0 : content_for({first.n + i}, version));
-        BlockRequest r = request(BlockRequest::Op::write, first, pages, memory_);
-        return queue_->submit(r);
-    }
-    void discard(PageIndex first, std::uint64_t pages) {
-        BlockRequest r = request(BlockRequest::Op::discard, first, pages, memory_);
-        r.data = nullptr;
-        EXPECT_EQ(queue_->submit(r), IoStatus::ok);
-    }
-    /// Polls until the request is complete.
-    IoStatus finish(const BlockRequest& r) {
-        std::array<BlockRequest*, 8> done{};
-        for (int n = 0; n < 1000 && r.status == IoStatus::pending; ++n) (void)queue_->poll(done);
-        return r.status;
-    }
-    IoStatus read(PageIndex first, std::uint64_t pages) {
-        std::memset(memory_.data(), 0x5A, pages * kPageBytes);
-        BlockRequest r = request(BlockRequest::Op::read, first, pages, memory_);
-        (void)queue_->submit(r);
-        return finish(r);
-    }
-    /// Expects these pages to be of this version, 0 being zeros, in the memory read into.
-    static void expect_content(PageIndex first, std::uint64_t pages, std::uint32_t version,
-                               const HostMemory& memory) {
-        for (std::uint64_t i = 0; i < pages; ++i)
-            ASSERT_EQ(content_of(memory.page(i)), version == 0 ? 0 : content_for({first.n + i}, version))
-                << "page " << first.n + i;
-    }
-    void expect(PageIndex first, std::uint64_t pages, std::uint32_t version) {
-        ASSERT_EQ(read(first, pages), IoStatus::ok) << "page " << first.n;
-        expect_content(first, pages, version, memory_);
-    }
-    void steps(int n) {
-        for (int i = 0; i < n; ++i) (void)store().step();
-    }
-    /// Steps until so many flushes have failed since the start; false if they do not.
-    bool fail_flushes(std::uint64_t errors) {
-        for (int n = 0; n < 1000 && stats().flush_errors < errors; ++n) steps(1);
-        return stats().flush_errors == errors;
-    }
-    void fill_chunks(std::uint32_t chunks, std::uint32_t version) {
-        for (std::uint32_t c = 0; c < chunks; ++c) {
-            ASSERT_EQ(write(page_of(c, 0), 3, version), IoStatus::ok) << "chunk " << c;
-            store()->maintain();
-            ASSERT_TRUE(store().drain());
-        }
-    }
-
-    HostMemory memory_{BlockRequest::kMaxTransferBytes + kChunkBytes};
-    HostMemory other_{kChunkBytes};
-    KeeperFake keeper_;
-    std::unique_ptr<SimGpu> gpu_;
-    std::unique_ptr<SteppedStore> store_;
-    std::unique_ptr<TargetQueue> queue_;
-};
 
 // -- reading and writing --
 
@@ -475,12 +412,8 @@ TEST_F(StoreTest, TheLargestRequestFitsAFullStageOfThreeImages) {
     fill_chunks(3, 1);
     for (std::uint32_t c = 3; c < 6; ++c) ASSERT_EQ(write(page_of(c, 0), 1, 1), IoStatus::ok);
     const PageIndex first = page_of(0, 100);  // 1024 pages in three chunks
-    IoStatus status = IoStatus::retry;
-    for (int n = 0; n < 100 && status == IoStatus::retry; ++n) {
-        status = write(first, 1024, 2);
-        steps(2);
-    }
-    ASSERT_EQ(status, IoStatus::ok);
+    ASSERT_EQ(write(first, 1024, 2), IoStatus::ok);
+    EXPECT_EQ(stats().pages_written_direct, 1024u);
     expect(first, 1024, 2);
     ASSERT_TRUE(store().drain());
     expect(first, 1024, 2);
@@ -591,15 +524,21 @@ TEST_F(StoreTest, AWholeChunkDiscardedGivesVramBack) {
 
 TEST_F(StoreTest, DiscardOfADirtyChunkFreesItsImage) {
     make(mib(16), 3);
+    ASSERT_EQ(write(page_of(5, 0), 1, 1), IoStatus::ok);
+    ASSERT_TRUE(store().drain());
+    BlockRequest filler{};
+    const auto full = make_full_queue(page_of(5, 0), filler);
     for (int round = 0; round < 5; ++round) {
         for (std::uint32_t c = 0; c < 3; ++c)
             ASSERT_EQ(write(page_of(c, 9), 1, 1), IoStatus::ok) << "round " << round;
-        EXPECT_EQ(write(page_of(3, 0), 1, 1), IoStatus::retry);
+        EXPECT_EQ(write_to(*full, page_of(3, 0), 1, 1), IoStatus::retry);
         discard(page_of(0, 0), 3 * kChunkPages);
-        EXPECT_TRUE(take_event(queue_->event_fd()));
-        EXPECT_EQ(stats().dirty, Bytes{0});
+        EXPECT_TRUE(take_event(full->event_fd()));
+        EXPECT_EQ(stats().dirty + stats().staged, Bytes{0});
     }
-    EXPECT_EQ(stats().pages_flushed, 0u);
+    EXPECT_EQ(stats().pages_flushed, 1u);
+    EXPECT_EQ(stats().pages_written_direct, 0u);
+    EXPECT_EQ(finish(filler, *full), IoStatus::ok);
 }
 
 TEST_F(StoreTest, DiscardDuringAFlushKeepsTheSlotUntilItEnds) {
@@ -704,43 +643,60 @@ TEST_F(StoreTest, VramTakenByOthersIsNotOurs) {
     EXPECT_EQ(write(page_of(1, 0), 1, 1), IoStatus::ok);
 }
 
-TEST_F(StoreTest, AFullStageAsksForARetryAndTellsWhenThereIsRoom) {
+TEST_F(StoreTest, AFullQueueAndAFullStageAskForARetryAndTellWhenThereIsRoom) {
     make(mib(16), 3);
+    ASSERT_EQ(write(page_of(5, 0), 1, 1), IoStatus::ok);
+    ASSERT_TRUE(store().drain());
+    BlockRequest filler{};
+    const auto full = make_full_queue(page_of(5, 0), filler);
     for (std::uint32_t c = 0; c < 3; ++c) ASSERT_EQ(write(page_of(c, 0), 2, 1), IoStatus::ok);
-    EXPECT_EQ(write(page_of(3, 0), 2, 1), IoStatus::retry);
+    EXPECT_EQ(write_to(*full, page_of(3, 0), 2, 1), IoStatus::retry);
     EXPECT_EQ(stats().retries, 1u);
-    EXPECT_FALSE(take_event(queue_->event_fd()));
+    EXPECT_FALSE(take_event(full->event_fd()));
     steps(2);
-    EXPECT_TRUE(take_event(queue_->event_fd()));
-    EXPECT_EQ(write(page_of(3, 0), 2, 1), IoStatus::ok);
+    EXPECT_TRUE(take_event(full->event_fd()));
+    EXPECT_EQ(write_to(*full, page_of(3, 0), 2, 1), IoStatus::ok);
+    EXPECT_EQ(stats().pages_written_direct, 0u);
     for (std::uint32_t c = 0; c < 4; ++c) expect(page_of(c, 0), 2, 1);
+    EXPECT_EQ(finish(filler, *full), IoStatus::ok);
 }
 
 TEST_F(StoreTest, ACleanImageMakesRoomBeforeAnyFlightEnds) {
     make(mib(16), 3);
+    ASSERT_EQ(write(page_of(5, 0), 1, 1), IoStatus::ok);
+    ASSERT_TRUE(store().drain());
+    BlockRequest filler{};
+    const auto full = make_full_queue(page_of(5, 0), filler);
     for (std::uint32_t c = 0; c < 2; ++c) ASSERT_EQ(write(page_of(c, 0), 2, 1), IoStatus::ok);
     steps(3);
     ASSERT_EQ(stats().dirty, Bytes{0});
     EXPECT_EQ(stats().staged, mib(4));
     ASSERT_EQ(write(page_of(2, 0), 2, 1), IoStatus::ok);
-    ASSERT_EQ(write(page_of(3, 0), 2, 1), IoStatus::retry);
+    ASSERT_EQ(write_to(*full, page_of(3, 0), 2, 1), IoStatus::retry);
     faults().hang = true;
     steps(1);
-    EXPECT_TRUE(take_event(queue_->event_fd()));
-    EXPECT_EQ(write(page_of(3, 0), 2, 1), IoStatus::ok);
+    EXPECT_TRUE(take_event(full->event_fd()));
+    EXPECT_EQ(write_to(*full, page_of(3, 0), 2, 1), IoStatus::ok);
+    faults().hang = false;
+    EXPECT_EQ(finish(filler, *full), IoStatus::ok);
 }
 
 TEST_F(StoreTest, ARefusedChunkKeepsNoSlot) {
     make(mib(4), 3, mib(8));
+    fill_chunks(1, 1);
+    BlockRequest filler{};
+    const auto full = make_full_queue(page_of(0, 0), filler);
     for (std::uint32_t c = 0; c < 3; ++c) {
         ASSERT_EQ(write(page_of(c, 0), 1, 1), IoStatus::ok);
         store()->maintain();
     }
-    ASSERT_EQ(write(page_of(3, 0), 1, 1), IoStatus::retry);  // no image: the slot it found must be free again
-    discard(page_of(0, 0), 1);
+    // No image, so the slot it found must be free again.
+    ASSERT_EQ(write_to(*full, page_of(3, 0), 1, 1), IoStatus::retry);
+    discard(page_of(1, 0), 1);
     EXPECT_EQ(write(page_of(4, 0), 1, 1), IoStatus::ok);
     ASSERT_TRUE(store().drain());
     EXPECT_EQ(write(page_of(5, 0), 1, 1), IoStatus::ok);
+    EXPECT_EQ(finish(filler, *full), IoStatus::ok);
 }
 
 // -- flushing --
@@ -758,7 +714,7 @@ TEST_F(StoreTest, AWrittenPageWaitsForItsAge) {
 }
 
 TEST_F(StoreTest, AFullImageIsFlushedAtOnceInOneCopy) {
-    ASSERT_EQ(write(page_of(0, 0), kChunkPages, 1), IoStatus::ok);
+    write_staged(page_of(0, 0), kChunkPages, 1);
     EXPECT_EQ(store().step_early(), Flusher::kNow);
     EXPECT_EQ(store().step_early(), Flusher::kNever);
     EXPECT_EQ(stats().flush_copies, 1u);
@@ -777,7 +733,7 @@ TEST_F(StoreTest, AShortStageIsFlushedAtOnce) {
 
 TEST_F(StoreTest, AFlushCopiesRuns) {
     ASSERT_EQ(write(page_of(0, 0), 10, 1), IoStatus::ok);
-    ASSERT_EQ(write(page_of(0, 20), 10, 1), IoStatus::ok);
+    ASSERT_EQ(write(page_of(0, 200), 10, 1), IoStatus::ok);  // too far to be joined
     ASSERT_EQ(write(page_of(0, 10), 2, 1), IoStatus::ok);
     ASSERT_TRUE(store().drain());
     EXPECT_EQ(stats().flush_copies, 2u);
@@ -853,6 +809,7 @@ class OvertakenRead : public StoreTest, public ::testing::WithParamInterface<boo
         faults().early = GetParam();
         read_ = request(BlockRequest::Op::read, kFirst, 2, other_);
         ASSERT_EQ(queue_->submit(read_), IoStatus::pending);
+        launch();
         ASSERT_EQ(queue_->in_flight(), 1u);
     }
     void expect_read(std::uint32_t first_version, std::uint32_t second_version) {
@@ -914,6 +871,7 @@ TEST_F(StoreTest, APendingReadKeepsSlotAndSegment) {
     fill_chunks(2, 1);
     BlockRequest r = request(BlockRequest::Op::read, page_of(1, 0), 3, other_);
     ASSERT_EQ(queue_->submit(r), IoStatus::pending);
+    launch();
     discard(page_of(0, 0), 2 * kChunkPages);
     store()->maintain();
     EXPECT_EQ(stats().vram, mib(4));
@@ -1107,6 +1065,7 @@ TEST_F(StoreTest, ALostGpuGivesErrorsAndNoHangs) {
     ASSERT_EQ(write(page_of(1, 0), 1, 1), IoStatus::ok);
     BlockRequest pending = request(BlockRequest::Op::read, page_of(0, 0), 3, other_);
     ASSERT_EQ(queue_->submit(pending), IoStatus::pending);
+    launch();
     faults().lost = true;
     EXPECT_EQ(finish(pending), IoStatus::io_error);
     EXPECT_EQ(read(page_of(0, 0), 3), IoStatus::io_error);
@@ -1163,13 +1122,12 @@ TEST_F(StoreTest, CountersSurviveTheirQueue) {
 }
 
 TEST_F(StoreTest, EveryWaitingQueueIsWoken) {
-    make(mib(16), 3);
-    auto second = std::move(*store()->make_queue(1));
-    auto idle = std::move(*store()->make_queue(1));
-    for (std::uint32_t c = 0; c < 3; ++c) ASSERT_EQ(write(page_of(c, 0), 1, 1), IoStatus::ok);
-    ASSERT_EQ(write(page_of(3, 0), 1, 1), IoStatus::retry);
-    BlockRequest r = request(BlockRequest::Op::write, page_of(4, 0), 1, memory_);
-    ASSERT_EQ(second->submit(r), IoStatus::retry);
+    const auto second = std::move(*store()->make_queue(1));
+    const auto idle = std::move(*store()->make_queue(1));
+    ASSERT_EQ(write(page_of(3, 0), 1, 1), IoStatus::ok);
+    steps(1);  // now the page is on its way
+    ASSERT_EQ(write(page_of(3, 0), 1, 2), IoStatus::retry);
+    ASSERT_EQ(write_to(*second, page_of(3, 0), 1, 2), IoStatus::retry);
     ASSERT_TRUE(store().drain());
     EXPECT_TRUE(take_event(queue_->event_fd()));
     EXPECT_TRUE(take_event(second->event_fd()));

@@ -27,6 +27,7 @@
 #include "sys/proc.h"
 #include "sys/process.h"
 #include "sys/swap_area.h"
+#include "sys/zram.h"
 
 namespace vramswap {
 namespace {
@@ -1293,6 +1294,49 @@ TEST(CgroupReal, OnlyTheOwnerRemovesAndAnEmptyRestIsReplaced) {
     ASSERT_TRUE(again) << again.error().text();
     EXPECT_TRUE(again->remove());
     EXPECT_FALSE(fs::exists(path));
+}
+
+// --- zram ---
+
+TEST(Zram, IsMadeReadAndRemoved) {
+    const FakeTree tree;
+    tree.put("/sys/class/zram-control/hot_add", "3\n");
+    tree.put("/sys/class/zram-control/hot_remove", "");
+    tree.put("/sys/block/zram3/disksize", "0\n");
+    tree.put("/sys/block/zram3/comp_algorithm", "lzo [lzo-rle] lz4\n");
+    tree.put("/sys/block/zram3/mm_stat",
+             "  4096  74  12288        0    12288        1        0        0        0\n");
+    {
+        auto zram = ZramDevice::create(mib(640), tree.root());
+        ASSERT_TRUE(zram) << zram.error().text();
+        EXPECT_EQ(zram->path(), "/dev/zram3");
+        EXPECT_EQ(tree.get("/sys/block/zram3/disksize"), "671088640");
+        EXPECT_EQ(zram->algorithm().value(), "lzo-rle");
+        EXPECT_EQ(zram->ram_used().value(), Bytes{12288});
+        EXPECT_EQ(tree.get("/sys/class/zram-control/hot_remove"), "");
+        const ZramDevice moved = std::move(*zram);
+    }
+    EXPECT_EQ(tree.get("/sys/class/zram-control/hot_remove"), "3");
+}
+
+TEST(Zram, TroubleIsTold) {
+    const FakeTree tree;
+    auto missing = ZramDevice::create(mib(64), tree.root());
+    ASSERT_FALSE(missing);
+    EXPECT_EQ(missing.error().code, Errc::unavailable);
+    tree.put("/sys/class/zram-control/hot_add", "many\n");
+    EXPECT_FALSE(ZramDevice::create(mib(64), tree.root()));
+    tree.put("/sys/class/zram-control/hot_add", "0\n");
+    tree.put("/sys/class/zram-control/hot_remove", "");
+    EXPECT_FALSE(ZramDevice::create(mib(64), tree.root())) << "no disksize to write";
+    EXPECT_EQ(tree.get("/sys/class/zram-control/hot_remove"), "0") << "what was added is removed";
+    tree.put("/sys/block/zram0/disksize", "0\n");
+    tree.put("/sys/block/zram0/comp_algorithm", "lz4\n");
+    tree.put("/sys/block/zram0/mm_stat", "nothing\n");
+    auto zram = ZramDevice::create(mib(64), tree.root());
+    ASSERT_TRUE(zram);
+    EXPECT_FALSE(zram->algorithm());
+    EXPECT_FALSE(zram->ram_used());
 }
 
 }  // namespace

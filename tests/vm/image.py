@@ -5,6 +5,7 @@ It is an uncompressed cpio archive ("newc"), since unpacking costs more time in 
 import os
 import pathlib
 import re
+import shutil
 import stat
 import subprocess
 
@@ -57,12 +58,22 @@ class Archive:
 class Image:
     """Collects files by their path in the guest; programs bring the shared libraries that ldd names."""
 
-    def __init__(self):
+    def __init__(self, scratch):
+        self._scratch = scratch
         self._files = {}
         self._texts = {}
 
     def add_file(self, source, name):
         self._files[name] = pathlib.Path(source)
+
+    def add_built(self, source, name=None):
+        """A program of the build, without what only debuggers read: the guest's RAM is small."""
+        source = pathlib.Path(source)
+        self.add_program(source, name)
+        if shutil.which("strip"):
+            stripped = self._scratch / source.name
+            subprocess.run(["strip", "-o", stripped, source], check=True)
+            self.add_file(stripped, name or f"/bin/{source.name}")
 
     def add_text(self, name, text):
         self._texts[name] = text

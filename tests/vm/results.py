@@ -13,6 +13,12 @@ ALLOWED = (
     ("contract", r"I/O error, dev (loop|ublkb|nbd)\d+, sector"),
     ("contract", r"critical (space allocation|medium|target) error, dev (loop|ublkb|nbd)\d+, sector"),
     ("contract", r"Buffer I/O error on dev (loop|ublkb|nbd)\d+, logical block"),
+    ("contract", r"block nbd\d+: Other side returned error \((5|28)\)$"),
+    ("contract", r"block nbd\d+: (Send disconnect failed -32|(Receive|Send) control failed \(result -32\))$"),
+    ("contract", r"block nbd\d+: (Request send failed, requeueing|Dead connection, failed to find a fallback)$"),
+    ("contract", r"Dev nbd\d+: unable to read RDB block \d+$"),
+    # How the driver tells of every disconnect.
+    (None, r"block nbd\d+: shutting down sockets$"),
     # "N callbacks suppressed": of a message that was judged where it was shown.
     (None, r"\w+: \d+ callbacks suppressed$"),
     # The emulated machine itself had to wait for a processor of the host.

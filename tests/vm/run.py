@@ -21,14 +21,14 @@ import results
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SCENARIOS = sorted(path.stem for path in (image.GUEST_FOLDER / "scenarios").glob("*.sh")) + [results.KERNEL_LOG]
 VRAM_MIB = 384  # of the simulated GPU: set aside at boot, beside the RAM that Linux may use
-SCENARIO_RAM_MIB = 512  # small, so that little data is more than it
+SCENARIO_RAM_MIB = 448  # small, so that little data is more than it
 OTHER_RAM_MIB = 1024
 
 # What scenarios use besides vramswap: programs of the build (may be missing in a build without tests), and of the host.
 BUILT = ("tests/frontend_contract", "tests/loop_frontend_contract", "tests/ublk_frontend_contract",
          "tests/nbd_frontend_contract", "tests/vm/vm_hog")
 PRELOAD = "tests/vm/libvm_huge_vram.so"
-TOOLS = ("mkfs.ext4", "fsck.ext4", "fio")
+TOOLS = ("mkfs.ext4", "fsck.ext4", "fio", "strace")
 
 
 def find_tool(name):
@@ -70,20 +70,22 @@ def chosen_scenarios(options):
     return SCENARIOS if options.all else options.scenario or []
 
 
-def make_image(options, kernel, busybox):
+def make_image(options, kernel, busybox, scratch):
     binary = options.build / "src/daemon/vramswap"
     if not binary.exists():
         sys.exit(f"there is no {binary}: build it, or name another build folder with --build")
-    made = image.Image()
+    made = image.Image(scratch)
     made.add_program(busybox, "/bin/busybox")
-    made.add_program(binary)
+    made.add_built(binary)
     made.add_kernel_modules(kernel)
-    built = [options.build / name for name in BUILT]
-    tools = [find_tool(name) for name in TOOLS] if options.scenario or options.all else []
-    for path in [*(p for p in built if p.exists()), *(p for p in tools if p)]:
-        made.add_program(path, f"/bin/{pathlib.Path(path).name}")
+    for path in (options.build / name for name in BUILT):
+        if path.exists():
+            made.add_built(path)
     if (options.build / PRELOAD).exists():
-        made.add_program(options.build / PRELOAD, "/lib/libvm_huge_vram.so")
+        made.add_built(options.build / PRELOAD, "/lib/libvm_huge_vram.so")
+    tools = [find_tool(name) for name in TOOLS] if options.scenario or options.all else []
+    for path in filter(None, tools):
+        made.add_program(path)
     for pair in options.file:
         source, _, name = pair.partition(":")
         made.add_program(source, name or None)
@@ -101,7 +103,7 @@ def boot(options, scratch):
     busybox = require_tool("busybox")
     kernel = kernels.get_kernel(options.kernel)
     initramfs = scratch / "initramfs"
-    make_image(options, kernel, busybox).write(initramfs)
+    make_image(options, kernel, busybox, scratch).write(initramfs)
     words = [f"hugepages={VRAM_MIB // 2}", *options.word]
     memory = options.memory or (SCENARIO_RAM_MIB if chosen_scenarios(options) else OTHER_RAM_MIB)
     if options.interactive:

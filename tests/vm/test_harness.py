@@ -60,6 +60,15 @@ class Verdicts(unittest.TestCase):
         report = GOOD.replace("VM-DONE", line).replace("VM-BEGIN demo", "VM-BEGIN contract")
         self.assertEqual(judge(report, "klog")["klog"].status, results.PASSED)
 
+    def test_kernel_log_of_nbd(self):
+        for line, scenario, status in (("block nbd0: shutting down sockets", "demo", results.PASSED),
+                                       ("block nbd0: Other side returned error (5)", "contract", results.PASSED),
+                                       ("block nbd0: Other side returned error (5)", "demo", results.FAILED),
+                                       ("block nbd0: Connection timed out, retrying (0/2 alive)", "contract",
+                                        results.FAILED)):
+            report = GOOD.replace("VM-BEGIN demo", f"VM-BEGIN {scenario}").replace("VM-DONE", f"<3>[ 7.0] {line}\nVM-DONE")
+            self.assertEqual(judge(report, "klog")["klog"].status, status, f"{scenario}: {line}")
+
     def test_no_kernel_log(self):
         self.assertEqual(judge(GOOD.replace("VM-DONE", ""), "klog")["klog"].status, results.FAILED)
         self.assertEqual(judge(GOOD.replace("VM-BEGIN demo", ""), "klog")["klog"].status, results.FAILED)

@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <string_view>
 
+#include "front/kernel_module.h"
+
 namespace vramswap {
 namespace {
 
@@ -84,9 +86,15 @@ Result<void> set_options(int context, int fuse_fd) {
 Result<UniqueFd> open_fuse_device(const std::string& dev_dir) {
     const std::string path = dev_dir + "/fuse";
     // O_NONBLOCK: an I/O thread waits in epoll, where it can also be told to stop, and never in read.
-    UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
+    const auto open = [&] { return UniqueFd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK)); };
+    const auto is_missing = [] { return errno == ENOENT || errno == ENXIO || errno == ENODEV; };
+    UniqueFd fd = open();
+    if (!fd && is_missing()) {
+        static_cast<void>(load_kernel_module("fuse"));
+        fd = open();
+    }
     if (fd) return fd;
-    if (errno == ENOENT || errno == ENXIO || errno == ENODEV)
+    if (is_missing())
         return Error{Errc::unavailable, errno, "no FUSE device " + path,
                      "Load the driver with `modprobe fuse`"};
     if (errno == EACCES || errno == EPERM)

@@ -12,7 +12,7 @@
 
 namespace vramswap {
 
-/// Opens DEV_DIR/fuse for one new connection.
+/// Opens DEV_DIR/fuse for one new connection; loads the module first where it is missing.
 Result<UniqueFd> open_fuse_device(const std::string& dev_dir);
 
 /// Checks that fsopen(2) knows "fuse" and that we may call it. Leaves nothing.

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "front/block_device.h"
+#include "front/kernel_module.h"
 #include "front/loop/io_thread.h"
 
 namespace vramswap {
@@ -61,9 +62,15 @@ loop_config configuration(int file, const std::string& name) {
 
 Result<UniqueFd> open_loop_control(const std::string& dev_dir) {
     const std::string path = dev_dir + "/loop-control";
-    UniqueFd control(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+    const auto open = [&] { return UniqueFd(::open(path.c_str(), O_RDWR | O_CLOEXEC)); };
+    const auto is_missing = [] { return errno == ENOENT || errno == ENXIO || errno == ENODEV; };
+    UniqueFd control = open();
+    if (!control && is_missing()) {
+        static_cast<void>(load_kernel_module("loop"));
+        control = open();
+    }
     if (control) return control;
-    if (errno == ENOENT || errno == ENXIO || errno == ENODEV)
+    if (is_missing())
         return Error{Errc::unavailable, errno, "no loop driver at " + path, "Load it with `modprobe loop`"};
     if (errno == EACCES || errno == EPERM)
         return Error{Errc::unavailable, errno, "not allowed to open " + path, "Run as root"};

@@ -30,7 +30,8 @@
 
 namespace vramswap {
 
-/// Opens DEV_DIR/loop-control. Errors: unavailable, with the remedy.
+/// Opens DEV_DIR/loop-control; loads the module first where it is missing. Errors: unavailable, with the
+/// remedy.
 Result<UniqueFd> open_loop_control(const std::string& dev_dir);
 
 class LoopDevice {

@@ -31,6 +31,28 @@ constexpr int kStarvedTimeoutMs = 1;
 
 constexpr std::size_t kCompletionsPerPoll = 32;
 
+/// Gives the calling thread the lowest real-time priority for a scope. Real-time threads may take memory from
+/// the kernel's reserve, a quarter (Linux 6.1) or a half of it (6.12): gfp_to_alloc_flags in mm/page_alloc.c.
+/// Not for longer than a scope: the lock of a chunk is waited for with sched_yield, which never lets a holder
+/// of lower priority go on.
+class RealTime {
+  public:
+    RealTime() : got_(set(SCHED_FIFO, 1)) {}
+    ~RealTime() {
+        if (got_) set(SCHED_OTHER, 0);
+    }
+    RealTime(const RealTime&) = delete;
+    RealTime& operator=(const RealTime&) = delete;
+    [[nodiscard]] bool got() const { return got_; }
+
+  private:
+    static bool set(int policy, int priority) {
+        const sched_param parameters{priority};
+        return ::sched_setscheduler(0, policy, &parameters) == 0;
+    }
+    const bool got_;
+};
+
 }  // namespace
 
 Result<std::unique_ptr<NbdConnection>> NbdConnection::make(const Shared& shared, UniqueFd socket) {
@@ -60,6 +82,9 @@ void* NbdConnection::main(void* self) {
     touch_io_stack();
     auto& connection = *static_cast<NbdConnection*>(self);
     connection.queue_->enter_thread();
+    if (!RealTime().got())
+        log_event(LogLevel::warning, "no real-time priority for replies: they may wait for memory, errno",
+                  static_cast<std::uint64_t>(errno));
     connection.ready_.count_down();
     connection.serve();
     connection.end();
@@ -78,7 +103,10 @@ void NbdConnection::serve() {
 
 bool NbdConnection::send() {
     if (sender_.empty() || output_ == NbdIo::blocked) return false;
-    output_ = sender_.flush(socket_.get(), slots_);
+    {
+        const RealTime real_time;
+        output_ = sender_.flush(socket_.get(), slots_);
+    }
     if (output_ == NbdIo::closed) state_ = State::lost;
     return output_ == NbdIo::moved;
 }

@@ -8,9 +8,11 @@
 // What cannot be had: the kernel marks its end of the socket as one that memory is reclaimed through, ours
 // not, and no program can set that mark. So each reply is sent with socket buffers of ordinary memory, which
 // the kernel takes under the rules of an I/O flusher (PR_SET_IO_FLUSHER, inherited from the worker's main
-// thread: it may wait for memory, but never for swap) and without its reserves. When there is none at all,
-// replies wait until there is: that is where NBD is weaker than ublk. AF_UNIX and not TCP, because TCP drops
-// what the kernel sends us out of its reserves. Errors: no_memory, failed, and those of the target.
+// thread: it may wait for memory, but never for swap) and without its reserves but for the part that
+// real-time threads may use. Without that part replies waited for ever under pressure on Linux 6.12: what the
+// kernel sends comes out of the reserve, and leaves less than its lower mark. When that part is gone too,
+// replies wait: that is where NBD is weaker than ublk. AF_UNIX and not TCP, because TCP drops what the kernel
+// sends us out of its reserves. Errors: no_memory, failed, and those of the target.
 #pragma once
 
 #include <pthread.h>

@@ -50,9 +50,11 @@ constexpr std::uint64_t kRequestTimeoutSeconds = 90;
 constexpr std::uint64_t kServerFlags = nbd_abi::kServerHasFlags | nbd_abi::kServerSendTrim |
                                        nbd_abi::kServerSendWriteZeroes | nbd_abi::kServerCanMultiConn;
 
-/// Of the socket buffers in each direction; the kernel counts about two bytes for each byte of data in pages.
-/// Large enough for a whole request, so that the kernel's sender and our replies seldom wait for each other.
-constexpr int kSocketBufferBytes = 1 << 20;
+/// Of the socket buffers; the kernel counts about two bytes for each byte of data in pages. Ours is large
+/// enough for a whole request, so that replies seldom wait. What is in the kernel's comes out of the reserve
+/// that the replies need too: no more than keeps us busy.
+constexpr int kOurBufferBytes = 1 << 20;
+constexpr int kKernelsBufferBytes = 128 << 10;
 
 std::uint32_t connection_count(std::uint32_t wanted) {
     if (wanted != 0) return std::min(wanted, kConnectionsMax);
@@ -108,10 +110,9 @@ struct SocketPair {
 };
 
 /// Best effort: with the system's default it is slower, not wrong. FORCE passes over net.core.wmem_max.
-void enlarge_buffer(const UniqueFd& socket) {
-    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUFFORCE, &kSocketBufferBytes,
-                     sizeof kSocketBufferBytes) != 0)
-        ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUF, &kSocketBufferBytes, sizeof kSocketBufferBytes);
+void set_buffer(const UniqueFd& socket, int bytes) {
+    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes) != 0)
+        ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
 }
 
 /// Our end has a number above `fd_above`; see NbdDevice. On AF_UNIX what is under way counts as the sender's,
@@ -123,8 +124,8 @@ Result<SocketPair> make_socket_pair(int fd_above) {
     const UniqueFd end(ends[0]);
     SocketPair pair{UniqueFd(::fcntl(end.get(), F_DUPFD_CLOEXEC, fd_above + 1)), UniqueFd(ends[1])};
     if (!pair.ours) return sys_error("cannot duplicate a socket");
-    enlarge_buffer(pair.ours);
-    enlarge_buffer(pair.kernels);
+    set_buffer(pair.ours, kOurBufferBytes);
+    set_buffer(pair.kernels, kKernelsBufferBytes);
     return pair;
 }
 

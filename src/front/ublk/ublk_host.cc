@@ -77,7 +77,10 @@ Result<UniqueFd> open_ublk_control(const UblkHost& host) {
     const auto open = [&] { return UniqueFd(::open(path.c_str(), O_RDWR | O_CLOEXEC)); };
     const auto is_missing = [] { return errno == ENOENT || errno == ENXIO || errno == ENODEV; };
     UniqueFd control = open();
-    if (!control && is_missing() && load_kernel_module(kModule, host.modprobe)) control = open();
+    if (!control && is_missing()) {
+        static_cast<void>(load_kernel_module(kModule, host.modprobe));
+        control = open();
+    }
     if (control) return control;
     if (is_missing()) return no_driver(host, path, errno);
     if (errno == EACCES || errno == EPERM)

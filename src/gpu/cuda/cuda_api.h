@@ -19,13 +19,15 @@
 
 namespace vramswap::cuda {
 
-using CuResult = int;                       // CUresult
-using CuDevice = int;                       // CUdevice
-using CuDevicePtr = std::uint64_t;          // CUdeviceptr
-using CuMemHandle = std::uint64_t;          // CUmemGenericAllocationHandle
-using CuContext = struct CuContextOpaque*;  // CUcontext
-using CuStream = struct CuStreamOpaque*;    // CUstream
-using CuEvent = struct CuEventOpaque*;      // CUevent
+using CuResult = int;                         // CUresult
+using CuDevice = int;                         // CUdevice
+using CuDevicePtr = std::uint64_t;            // CUdeviceptr
+using CuMemHandle = std::uint64_t;            // CUmemGenericAllocationHandle
+using CuContext = struct CuContextOpaque*;    // CUcontext
+using CuStream = struct CuStreamOpaque*;      // CUstream
+using CuEvent = struct CuEventOpaque*;        // CUevent
+using CuModule = struct CuModuleOpaque*;      // CUmodule
+using CuFunction = struct CuFunctionOpaque*;  // CUfunction
 
 /// CUresult values that are treated in their own way (CUDA 13.0, cudaError_enum).
 namespace code {
@@ -67,6 +69,7 @@ enum class Attribute : int {
     compute_mode = 20,
     compute_capability_major = 75,
     compute_capability_minor = 76,
+    can_use_host_pointer_for_registered_mem = 91,
     can_use_stream_mem_ops_v1 = 92,
     virtual_memory_management_supported = 102,
     handle_type_posix_file_descriptor_supported = 103,
@@ -203,6 +206,13 @@ struct CudaApi {
     CuResult (*event_record)(CuEvent, CuStream) = nullptr;
     CuResult (*event_query)(CuEvent) = nullptr;
     CuResult (*event_destroy)(CuEvent) = nullptr;
+
+    // For EngineMode::turbo: optional as a group. PTX is a text that ends with 0.
+    CuResult (*module_load_data)(CuModule*, const void* ptx) = nullptr;
+    CuResult (*module_get_function)(CuFunction*, CuModule, const char* name) = nullptr;
+    CuResult (*launch_kernel)(CuFunction, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                              unsigned block_y, unsigned block_z, unsigned shared_bytes, CuStream,
+                              void** parameters, void** extra) = nullptr;
 
     /// Every symbol of virtual memory management and of sharing by descriptor is there.
     [[nodiscard]] bool has_virtual_memory() const;

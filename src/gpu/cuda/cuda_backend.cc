@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/log.h"
 #include "gpu/cuda/cuda_queue.h"
 
 namespace vramswap::cuda {
@@ -48,6 +49,26 @@ CuResult try_export(const CudaApi& api, CuDevice device, Bytes size) {
     return result;
 }
 
+/// None where the GPU cannot reach host memory by the CPU's address, or the driver compiles no PTX (its
+/// compiler is a package of its own on some distributions): then all is done in mode copy. REQUIRES: the
+/// context is current.
+PageKernels load_kernels(const CudaApi& api, CuDevice device) {
+    if (api.module_load_data == nullptr || api.module_get_function == nullptr ||
+        api.launch_kernel == nullptr ||
+        !attribute(api, Attribute::can_use_host_pointer_for_registered_mem, device))
+        return {};
+    CuModule module = nullptr;
+    PageKernels kernels;
+    CuResult result = api.module_load_data(&module, page_kernels_ptx().c_str());
+    if (result == code::kSuccess)
+        result = api.module_get_function(&kernels.small, module, kPageKernelSmallName);
+    if (result == code::kSuccess)
+        result = api.module_get_function(&kernels.large, module, kPageKernelLargeName);
+    if (result == code::kSuccess) return kernels;
+    log_warning("mode turbo is not available: {}", describe(api, result));
+    return {};
+}
+
 /// What the GPU can do. REQUIRES: its context is current.
 Result<Caps> find_caps(const CudaApi& api, CuDevice device) {
     const Caps plain{kPlainGranularity, false};
@@ -84,20 +105,25 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(CudaHandles handles, GpuInf
     const std::string name = fmt::format("GPU {} ({})", info.selector(), info.name);
     auto context = OwnedContext::create(handles.api, handles.device);
     if (!context) return std::move(context.error()).in(name);
+    PageKernels kernels;
     Result<Caps> caps = [&]() -> Result<Caps> {
         const ContextScope scope(*handles.api, context->get());
         if (scope.result() != code::kSuccess)
             return failure(*handles.api, scope.result(), "cuCtxPushCurrent");
+        kernels = load_kernels(*handles.api, handles.device);
         return find_caps(*handles.api, handles.device);
     }();
     if (!caps) return std::move(caps.error()).in(name);
-    return std::unique_ptr<Backend>(
-        std::make_unique<CudaBackend>(std::move(handles), *std::move(context), std::move(info), *caps));
+    caps->turbo = kernels.small != nullptr;
+    return std::unique_ptr<Backend>(std::make_unique<CudaBackend>(std::move(handles), *std::move(context),
+                                                                  std::move(info), *caps, kernels));
 }
 
-CudaBackend::CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info, Caps caps)
+CudaBackend::CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info, Caps caps,
+                         PageKernels kernels)
     : Backend(std::move(info), caps),
       handles_(std::move(handles)),
+      kernels_(kernels),
       id_(next_backend_id()),
       slots_(kSegmentsMax),
       segments_(kSegmentsMax),

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -80,11 +81,24 @@ class OwnedContext {
     CuContext context_;
 };
 
+/// The kernels of EngineMode::turbo; null if there are none. They live as long as the context.
+struct PageKernels {
+    CuFunction small = nullptr;
+    CuFunction large = nullptr;
+};
+
+/// From so many copies on a way to make them is quicker than one call for each. Found out with the first
+/// queue.
+struct Thresholds {
+    std::size_t batch = 8;
+    std::size_t turbo = 8;
+};
+
 class CudaBackend final : public Backend {
   public:
     /// Creates the context and finds out what the GPU can do. Errors: busy, no_memory, failed.
     static Result<std::unique_ptr<Backend>> create(CudaHandles handles, GpuInfo info);
-    CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info, Caps caps);
+    CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info, Caps caps, PageKernels kernels);
     ~CudaBackend() override;
 
     /// Where a segment lies; bytes is 0 if there is none.
@@ -96,6 +110,10 @@ class CudaBackend final : public Backend {
     [[nodiscard]] const CudaApi& api() const { return *handles_.api; }
     [[nodiscard]] CuDevice device() const { return handles_.device; }
     [[nodiscard]] CuContext context() const { return context_.get(); }
+    [[nodiscard]] const PageKernels& kernels() const { return kernels_; }
+    /// Control thread: set by the maker of the first queue, before it is used.
+    [[nodiscard]] const std::optional<Thresholds>& thresholds() const { return thresholds_; }
+    void set_thresholds(const Thresholds& thresholds) { thresholds_ = thresholds; }
     /// Makes the context current on this thread for good; costs a comparison when it is already.
     [[nodiscard]] CuResult make_current() const;
     /// Takes note of a result of the driver: sets the health if it means the loss of context or GPU.
@@ -136,7 +154,10 @@ class CudaBackend final : public Backend {
 
     // Constant.
     const CudaHandles handles_;
+    const PageKernels kernels_;
     const std::uint64_t id_;  ///< of this backend in this process, never used again (addresses are)
+
+    std::optional<Thresholds> thresholds_;  ///< the control thread's
 
     // Self-synchronised.
     std::vector<Slot> slots_;

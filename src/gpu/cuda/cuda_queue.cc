@@ -77,6 +77,7 @@ CudaQueue::~CudaQueue() {
     backend_.report(api_.stream_synchronize(stream_));
     for (CuEvent event : events_)
         if (event != nullptr) (void)api_.event_destroy(event);
+    if (counter_ != 0) (void)api_.mem_free(counter_);
     (void)api_.stream_destroy(stream_);
 }
 
@@ -86,7 +87,7 @@ Result<void> CudaQueue::set_up() {
     result = try_write_value();
     if (result == code::kSuccess) {
         marker_ = Marker::write_value;
-        return {};
+        return make_counter();
     }
     if (classify(result) != Damage::none) return backend_.fail(result, "cuStreamWriteValue32");
     return make_events();
@@ -111,6 +112,18 @@ CuResult CudaQueue::try_write_value() {
     if (result != code::kSuccess) return result;
     const std::atomic_ref<std::uint32_t> word(*word_);
     return word.exchange(0) == kProbe ? code::kSuccess : code::kNotSupported;
+}
+
+/// For the kernels that tell of their end by themselves.
+Result<void> CudaQueue::make_counter() {
+    if (!backend_.caps().turbo) return {};
+    CuResult result = api_.mem_alloc(&counter_, sizeof(std::uint32_t));
+    if (result != code::kSuccess) return backend_.fail(result, "cuMemAlloc of a counter");
+    const std::byte* const zero = completion_.memory().data() + kPageBytes / 2;  // never written
+    result = api_.memcpy_htod_async(counter_, zero, sizeof(std::uint32_t), stream_);
+    if (result == code::kSuccess) result = api_.stream_synchronize(stream_);
+    if (result != code::kSuccess) return backend_.fail(result, "clearing a counter");
+    return {};
 }
 
 Result<void> CudaQueue::make_events() {
@@ -151,15 +164,66 @@ Result<void> CudaQueue::warm_copies(std::span<std::byte> host, SegmentId segment
     for (const Copy::Op op : {Copy::Op::to_gpu, Copy::Op::from_gpu}) {
         if (auto ok = run(copies_of(op, 1, kPageBytes)); !ok) return ok;
         if (auto ok = run(copies_of(op, 1, kWarmBytes)); !ok) return ok;
-        if (auto ok = run(copies_of(op, kBatchMin, kPageBytes)); !ok) return ok;
         if (auto ok = run(copies_of(op, kBatchMax, kWarmBytes / kBatchMax)); !ok) return ok;
+        if (!backend_.caps().turbo) continue;
+        set_mode(EngineMode::turbo);
+        thresholds_.turbo = 1;
+        for (const std::size_t pages : {std::size_t{1}, kPageKernelSmall, kPageKernelLarge, kChunkPages})
+            if (auto ok = run(copies_of(op, pages, kPageBytes)); !ok) return ok;
+        set_mode(EngineMode::copy);
     }
+    if (auto ok = calibrate(host, segment); !ok) return ok;
     // The driver's rings and pools grow with what is in flight: fill the queue once.
     const auto page = copies_of(Copy::Op::to_gpu, 1, kPageBytes);
     for (Ticket ticket = 1; ticket < kDepth; ++ticket)
         if (do_submit(page, ticket) != IoStatus::ok)
             return Error{Errc::failed, 0, "filling a GPU queue failed", "See the kernel log (\"Xid\")"};
     return run(page);
+}
+
+/// Finds from how many pages on a batch, and a kernel, beat single copies; once for each GPU, since it takes
+/// some milliseconds.
+Result<void> CudaQueue::calibrate(std::span<std::byte> host, SegmentId segment) {
+    if (backend_.thresholds()) {
+        thresholds_ = *backend_.thresholds();
+        return {};
+    }
+    constexpr std::size_t kNever = ~std::size_t{0};
+    Thresholds found{kNever, kNever};
+    std::vector<Copy> copies;
+    for (std::size_t n = 2; n <= 64; n *= 2) {
+        copies.clear();  // every second page: neighbours that the driver could join are no small copies
+        for (std::size_t i = 0; i < n; ++i)
+            copies.push_back({Copy::Op::from_gpu, segment, i * 2 * kPageBytes,
+                              host.data() + i * 2 * kPageBytes, static_cast<std::uint32_t>(kPageBytes)});
+        const auto single = time_of(copies, {kNever, kNever});
+        if (!single) return std::move(single).error();
+        const auto batch = time_of(copies, {1, kNever});
+        if (!batch) return std::move(batch).error();
+        if (found.batch == kNever && has_batch() && *batch <= *single) found.batch = n;
+        if (!backend_.caps().turbo) continue;
+        set_mode(EngineMode::turbo);
+        const auto turbo = time_of(copies, {kNever, 1});
+        set_mode(EngineMode::copy);
+        if (!turbo) return std::move(turbo).error();
+        if (found.turbo == kNever && *turbo <= std::min(*single, *batch)) found.turbo = n;
+    }
+    thresholds_ = found;
+    backend_.set_thresholds(found);
+    return {};
+}
+
+/// Nanoseconds until complete, the median of several.
+Result<std::uint64_t> CudaQueue::time_of(std::span<const Copy> copies, Thresholds thresholds) {
+    thresholds_ = thresholds;
+    std::array<std::uint64_t, 7> times{};
+    for (auto& time : times) {
+        const std::uint64_t begin = now_ns();
+        if (auto ok = run(copies); !ok) return std::move(ok).error();
+        time = now_ns() - begin;
+    }
+    std::ranges::sort(times);
+    return times[times.size() / 2];
 }
 
 /// Submits and waits. Also the first use of the calls that poll makes.
@@ -193,9 +257,12 @@ std::uint64_t CudaQueue::do_segment_bytes(SegmentId segment) const {
 IoStatus CudaQueue::do_submit(std::span<const Copy> copies, Ticket ticket) {
     if (backend_.health() != Health::good) return IoStatus::io_error;
     CuResult result = backend_.make_current();
-    if (result == code::kSuccess)
-        result = copies.size() >= kBatchMin && has_batch() ? copy_batches(copies) : copy_each(copies);
-    if (result == code::kSuccess) result = mark(ticket);
+    if (result == code::kSuccess && worth_a_kernel(copies)) {
+        result = copy_turbo(copies, ticket);
+    } else if (result == code::kSuccess) {
+        result = copies.size() >= thresholds_.batch && has_batch() ? copy_batches(copies) : copy_each(copies);
+        if (result == code::kSuccess) result = mark(ticket);
+    }
     if (result == code::kSuccess) return IoStatus::ok;
     backend_.report(result);
     quiesce();
@@ -238,6 +305,55 @@ CuResult CudaQueue::copy_batches(std::span<const Copy> copies) {
         copies = copies.subspan(count);
     }
     return code::kSuccess;
+}
+
+/// Small, and in whole pages at addresses that a kernel can take.
+bool CudaQueue::for_kernel(const Copy& copy) const {
+    return copy.bytes <= kTurboPagesMax * kPageBytes && copy.bytes % kPageBytes == 0 &&
+           copy.offset % kPageBytes == 0 && host_address(copy.host) % kPageBytes == 0;
+}
+
+bool CudaQueue::worth_a_kernel(std::span<const Copy> copies) const {
+    if (mode() != EngineMode::turbo || backend_.kernels().small == nullptr) return false;
+    std::size_t small = 0;
+    for (const Copy& copy : copies) {
+        if (for_kernel(copy)) ++small;
+        if (small >= thresholds_.turbo) return true;
+    }
+    return false;
+}
+
+/// Also marks the end: the last launch does it by itself where it can.
+CuResult CudaQueue::copy_turbo(std::span<const Copy> copies, Ticket ticket) {
+    pair_count_ = 0;
+    for (const Copy& copy : copies)
+        if (!for_kernel(copy))
+            if (const CuResult result = copy_each({&copy, 1}); result != code::kSuccess) return result;
+    for (const Copy& copy : copies) {
+        if (!for_kernel(copy)) continue;
+        const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
+        const CuDevicePtr host = host_address(copy.host);
+        for (std::uint32_t at = 0; at < copy.bytes; at += kPageBytes) {
+            if (pair_count_ == kPageKernelLarge)
+                if (const CuResult result = launch_pages({}); result != code::kSuccess) return result;
+            pairs_[pair_count_++] =
+                copy.op == Copy::Op::to_gpu ? PagePair{gpu + at, host + at} : PagePair{host + at, gpu + at};
+        }
+    }
+    if (marker_ == Marker::write_value)
+        return launch_pages({counter_, word_on_gpu_, static_cast<std::uint32_t>(ticket)});
+    const CuResult result = launch_pages({});
+    return result == code::kSuccess ? mark(ticket) : result;
+}
+
+/// The driver copies the parameters before it returns.
+CuResult CudaQueue::launch_pages(const PageKernelEnd& end) {
+    const PageKernels& kernels = backend_.kernels();
+    const CuFunction kernel = pair_count_ <= kPageKernelSmall ? kernels.small : kernels.large;
+    PageKernelEnd told = end;
+    void* parameters[] = {pairs_.data(), &told.counter, &told.word, &told.ticket};
+    const auto pages = static_cast<unsigned>(std::exchange(pair_count_, 0));
+    return api_.launch_kernel(kernel, pages, 1, 1, kPageKernelThreads, 1, 1, 0, stream_, parameters, nullptr);
 }
 
 CuResult CudaQueue::mark(Ticket ticket) {

@@ -19,6 +19,7 @@
 #include "gpu/backend.h"
 #include "gpu/cuda/cuda_api.h"
 #include "gpu/cuda/cuda_backend.h"
+#include "gpu/cuda/page_kernel.h"
 
 namespace vramswap::cuda {
 
@@ -55,22 +56,29 @@ class CudaQueue final : public TransferQueue {
     /// How the end of a submission is seen. write_value: the GPU writes the ticket into host memory, seen by
     /// a load; event: one of a ring of events, seen by a call of the driver.
     enum class Marker : std::uint8_t { write_value, event };
-    /// Below this many copies single calls cost less than a batch.
-    static constexpr std::size_t kBatchMin = 8;
     static constexpr std::size_t kBatchMax = 1024;
+    /// Copies of more pages go by a copy engine in mode turbo too: they run at full speed there.
+    static constexpr std::size_t kTurboPagesMax = 16;
 
     CudaQueue(CudaBackend& backend, PinnedPages completion);
     Result<void> set_up();
     CuResult try_write_value();
     Result<void> make_events();
+    Result<void> make_counter();
     Result<void> warm_up();
     Result<void> warm_copies(std::span<std::byte> host, SegmentId segment);
+    Result<void> calibrate(std::span<std::byte> host, SegmentId segment);
+    Result<std::uint64_t> time_of(std::span<const Copy> copies, Thresholds thresholds);
     Result<void> run(std::span<const Copy> copies);
     void try_batch(std::span<const Copy> copies);
 
     [[nodiscard]] bool has_batch() const;
     CuResult copy_each(std::span<const Copy> copies);
     CuResult copy_batches(std::span<const Copy> copies);
+    CuResult copy_turbo(std::span<const Copy> copies, Ticket ticket);
+    CuResult launch_pages(const PageKernelEnd& end);
+    [[nodiscard]] bool for_kernel(const Copy& copy) const;
+    [[nodiscard]] bool worth_a_kernel(std::span<const Copy> copies) const;
     CuResult mark(Ticket ticket);
     void quiesce();
     IoStatus poll_event(Ticket ticket);
@@ -84,9 +92,11 @@ class CudaQueue final : public TransferQueue {
     const PinnedPages completion_;
     std::uint32_t* const word_;  ///< low 32 bits of the last completed ticket, written by the GPU
     CuDevicePtr word_on_gpu_ = 0;
+    CuDevicePtr counter_ = 0;  ///< of PageKernelEnd
     CuStream stream_ = nullptr;
     Marker marker_ = Marker::event;
     bool batch_works_ = true;
+    Thresholds thresholds_{};
     CuResult (*write_value_)(CuStream, CuDevicePtr, std::uint32_t, unsigned) = nullptr;
     std::array<CuEvent, kDepth> events_{};
 
@@ -96,6 +106,8 @@ class CudaQueue final : public TransferQueue {
     std::array<CuDevicePtr, kBatchMax> to_{};
     std::array<CuDevicePtr, kBatchMax> from_{};
     std::array<std::size_t, kBatchMax> bytes_{};
+    std::array<PagePair, kPageKernelLarge> pairs_{};
+    std::size_t pair_count_ = 0;
 };
 
 }  // namespace vramswap::cuda

@@ -103,7 +103,8 @@ Result<MemoryInfo> NvmlApi::memory(NvmlDevice device) const {
 }
 
 Answer NvmlApi::display(NvmlDevice device) const {
-    // Active first: it tells of a screen that holds memory. The display mode is a setting, on for an H100 too.
+    // Active first: it tells of a screen that holds memory. The display mode is a setting, on for an H100
+    // too.
     for (auto* question : {device_get_display_active, device_get_display_mode}) {
         int on = 0;
         if (question != nullptr && question(device, &on) == kNvmlSuccess)

@@ -13,7 +13,7 @@ run() {
     (
         sleep "${LIMIT_S:-400}"
         echo "ended after ${LIMIT_S:-400} s" >&9
-        echo w >/proc/sysrq-trigger
+        for what in m w t; do echo "$what" >/proc/sysrq-trigger; done  # memory, who waits, everybody
         kill -KILL "$scenario"
     ) &
     watchdog=$!
