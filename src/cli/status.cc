@@ -32,7 +32,7 @@ const std::vector<StatusColumn>& all_columns() {
          [](S s) { return s.swap ? format_size(s.swap_used) : std::string("-"); }},
         {"STORED", "pages that the store holds", Align::right, [](S s) { return format_size(s.stored); }},
         {"VRAM", "taken from the GPU now", Align::right, [](S s) { return format_size(s.vram); }},
-        {"RAM", "spent on tables and stage", Align::right, [](S s) { return format_size(s.ram); }},
+        {"RAM", "spent in all: tables, stage, buffers, GPU driver", Align::right, [](S s) { return format_size(s.ram); }},
         {"PRIO", "swap priority", Align::right,
          [](S s) { return s.swap ? std::to_string(s.priority) : std::string("-"); }},
         {"FRONTEND", "how the kernel reaches it", Align::left, [](S s) { return s.frontend; }},

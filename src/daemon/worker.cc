@@ -154,6 +154,16 @@ class Worker {
         return error_json({Errc::usage, 0, "unknown request"});
     }
 
+    /// What worker and guardian have beside the tables and the stage: buffers of the frontend, the GPU
+    /// driver's memory, their own.
+    Bytes own_memory() const {
+        const auto of = [](pid_t pid) {
+            const auto memory = read_process_memory(pid);
+            return memory ? memory->anonymous : Bytes{};
+        };
+        return of(::getpid()) + (guardian_gone_ ? Bytes{} : of(::getppid()));
+    }
+
     DeviceStatus status() {
         look_at_swaps();
         const StoreStats s = store_->stats();
@@ -171,7 +181,7 @@ class Worker {
         d.stored = s.stored;
         d.vram = s.vram;
         d.dirty = s.dirty;
-        d.ram = s.ram;
+        d.ram = s.ram + own_memory();
         d.pages_read = s.pages_read;
         d.pages_written = s.pages_written;
         d.pages_discarded = s.pages_discarded;

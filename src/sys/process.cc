@@ -234,6 +234,7 @@ ProcessMemory parse_process_memory(std::string_view text) {
         const auto entry = text::to_kib_line(*line);
         if (!entry) continue;
         if (entry->name == "VmRSS") memory.rss = entry->value;
+        if (entry->name == "RssAnon") memory.anonymous = entry->value;
         if (entry->name == "VmLck") memory.locked = entry->value;
         if (entry->name == "VmSwap") memory.swapped = entry->value;
     }

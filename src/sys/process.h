@@ -85,9 +85,10 @@ struct TaskStat {
 
 /// Of /proc/PID/status; a field that the kernel does not print (a zombie has none) is 0.
 struct ProcessMemory {
-    Bytes rss{};      ///< VmRSS
-    Bytes locked{};   ///< VmLck
-    Bytes swapped{};  ///< VmSwap
+    Bytes rss{};        ///< VmRSS
+    Bytes anonymous{};  ///< RssAnon (Linux 4.5): of VmRSS what neither a file nor shared memory is behind
+    Bytes locked{};     ///< VmLck
+    Bytes swapped{};    ///< VmSwap
 };
 [[nodiscard]] ProcessMemory parse_process_memory(std::string_view text);
 [[nodiscard]] Result<ProcessMemory> read_process_memory(pid_t pid, const SysRoot& root = {});

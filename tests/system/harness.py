@@ -33,6 +33,14 @@ def swap_areas():
         return {line.split()[0] for line in swaps.readlines()[1:]}
 
 
+def memory_of(pid, field):
+    """Bytes, of /proc/PID/status."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) << 10
+    raise KeyError(field)
+
+
 def our_loops():
     """Loop devices whose backing file is one of ours."""
     loops = set()

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import unittest
 
-from harness import BINARY, COMMAND_TIMEOUT_S, SystemTest, swap_areas, texts_of_svg
+from harness import BINARY, COMMAND_TIMEOUT_S, SystemTest, memory_of, swap_areas, texts_of_svg
 
 
 class Commands(SystemTest):
@@ -18,7 +18,11 @@ class Commands(SystemTest):
         self.assertTrue(device["swap"])
         self.assertEqual(device["size_bytes"], 64 << 20)
         self.assertEqual(device["problem"], "")
-        self.assertGreater(device["ram_bytes"], 0)
+        # The stage with the flusher's scratch, and what both processes have for themselves.
+        own = sum(memory_of(device[pid], "RssAnon") for pid in ("worker_pid", "guardian_pid"))
+        self.assertGreater(device["ram_bytes"], (32 + 6) << 20)
+        self.assertGreater(device["ram_bytes"], own)
+        self.assertLess(device["ram_bytes"], ((32 + 6 + 1) << 20) + 2 * own)
         self.assertIn(device["device"], swap_areas())
         table = self.vramswap("status").stdout
         self.assertIn("NAME", table)

@@ -781,9 +781,11 @@ TEST(TaskStatTest, RefusesEveryTruncation) {
 
 TEST(ProcessMemoryTest, ReadsStatus) {
     const auto memory = parse_process_memory(
-        "Name:\tcat\nVmLck:\t      12 kB\nVmRSS:\t    1668 kB\nVmSwap:\t  4 kB\nVmRSS: x kB\nThreads:\t1\n");
+        "Name:\tcat\nVmLck:\t      12 kB\nVmRSS:\t    1668 kB\nRssAnon:\t 84 kB\nVmSwap:\t  4 kB\nVmRSS: x "
+        "kB\nThreads:\t1\n");
     EXPECT_EQ(memory.locked, kib(12));
     EXPECT_EQ(memory.rss, kib(1668));
+    EXPECT_EQ(memory.anonymous, kib(84));
     EXPECT_EQ(memory.swapped, kib(4));
     EXPECT_EQ(parse_process_memory("").rss, Bytes{});
     const auto self = read_process_memory(::getpid());
