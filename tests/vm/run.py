@@ -83,8 +83,7 @@ def make_image(options, kernel, busybox, scratch):
             made.add_built(path)
     if (options.build / PRELOAD).exists():
         made.add_built(options.build / PRELOAD, "/lib/libvm_huge_vram.so")
-    tools = [find_tool(name) for name in TOOLS] if options.scenario or options.all else []
-    for path in filter(None, tools):
+    for path in filter(None, map(find_tool, TOOLS)):
         made.add_program(path)
     for pair in options.file:
         source, _, name = pair.partition(":")
