@@ -282,37 +282,36 @@ void StoreQueue::begin_direct(ChunkEntry& entry, const Piece& piece, Transfer& t
     }
 }
 
-/// Before anything was submitted: the pages are again what they were.
-void StoreQueue::undo_direct(Transfer& transfer) {
+/// Ends the state writing of the transfer's pages. `word_of_page(n, entry)`: what the entry of page n of the
+/// request becomes.
+template <typename WordOfPage>
+void StoreQueue::leave_writing(const Transfer& transfer, WordOfPage word_of_page) {
     for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
         ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
         const ChunkLock lock(entry);
         for (std::uint32_t i = 0; i < piece.run.count; ++i) {
             if (!transfer.pages.test(piece.at + i)) continue;
             PageEntry& page = entry_of(piece, i);
-            page.set(old_words_[piece.at + i]);
+            page.set(word_of_page(piece.at + i, page));
             if (page.state() == PageEntry::State::absent) --entry.stored;
             --entry.writing;
             --entry.pins;
         }
         parts_.release_if_empty(entry);
     });
+}
+
+/// Before anything was submitted: the pages are again what they were.
+void StoreQueue::undo_direct(Transfer& transfer) {
+    leave_writing(transfer, [this](std::uint32_t n, const PageEntry&) { return old_words_[n]; });
     transfer.pages.reset();
     parts_.notify_room(&slot_);  // nothing changed for this queue: woken, it would only try again and again
 }
 
 /// The pages become stored, or lost if what VRAM has of them is unknown.
 IoStatus StoreQueue::end_direct(Transfer& transfer, PageEntry::State outcome) {
-    for_each_wanted_piece(*transfer.request, transfer.pages, [&](const Piece& piece) {
-        ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
-        const ChunkLock lock(entry);
-        for (std::uint32_t i = 0; i < piece.run.count; ++i) {
-            if (!transfer.pages.test(piece.at + i)) continue;
-            PageEntry& page = entry_of(piece, i);
-            page.set(PageEntry::word_of(outcome, page.load()));
-            --entry.writing;
-            --entry.pins;
-        }
+    leave_writing(transfer, [outcome](std::uint32_t, const PageEntry& page) {
+        return PageEntry::word_of(outcome, page.load());
     });
     parts_.notify_room();
     return outcome == PageEntry::State::stored ? IoStatus::ok : IoStatus::io_error;

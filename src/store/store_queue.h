@@ -119,6 +119,8 @@ class StoreQueue final : public TargetQueue {
     bool find_image(ChunkEntry& entry, ChunkIndex chunk);
     void stage_pages(ChunkEntry& entry, const Piece& piece);
     void begin_direct(ChunkEntry& entry, const Piece& piece, Transfer& transfer);
+    template <typename WordOfPage>
+    void leave_writing(const Transfer& transfer, WordOfPage word_of_page);
     void undo_direct(Transfer& transfer);
     IoStatus end_direct(Transfer& transfer, PageEntry::State outcome);
 
