@@ -11,8 +11,12 @@ import threading
 import time
 
 QEMU = "qemu-system-x86_64"
-# No five-level page tables: walking them is what emulation is slowest at.
-CPU = "max,la57=off"
+# What emulation is slowest at: five levels of page tables, and copies of bytes one by one (then it takes words).
+CPU = "max,la57=off,erms=off,fsrm=off"
+# Both processors at once on two of the host's, in the host's time; or one instruction after the other, and the guest's time
+# is what they count: slower, but what it measures does not depend on what else the host does.
+FAST = ("-accel", "tcg,thread=multi")
+STEADY = ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
 KERNEL_WORDS = ("console=ttyS0", "loglevel=5", "log_buf_len=4M", "rootfstype=ramfs", "panic=-1", "oops=panic",
                 "mitigations=off", "nokaslr", "cryptomgr.notests", "random.trust_cpu=on", "no_timer_check",
                 # A busy host makes the machine wait for seconds: what is called a lockup takes longer.
@@ -36,9 +40,10 @@ class Outcome:
 class Machine:
     """`words` go to the kernel's command line; `report` is a file that the guest writes to by its second serial port."""
 
-    def __init__(self, kernel, initramfs, report, memory_mib=1024, cpus=2, words=()):
+    def __init__(self, kernel, initramfs, report, memory_mib=1024, cpus=2, words=(), steady=False):
         self.report = pathlib.Path(report)
-        self.command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", str(cpus), "-m", str(memory_mib),
+        accelerator = STEADY if steady else FAST
+        self.command = [QEMU, *accelerator, "-cpu", CPU, "-smp", str(cpus), "-m", str(memory_mib),
                         "-nodefaults", "-display", "none", "-no-reboot", "-kernel", str(kernel.image),
                         "-initrd", str(initramfs), "-append", " ".join([*KERNEL_WORDS, *words])]
 

@@ -62,6 +62,8 @@ def parse(arguments):
                         help=f"RAM of the guest, beside {VRAM_MIB} that play VRAM (default {SCENARIO_RAM_MIB} for "
                              f"scenarios, else {OTHER_RAM_MIB})")
     parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--steady", action="store_true",
+                        help="the guest's clock counts instructions, not time: for measurements on a busy host")
     parser.add_argument("--limit", type=int, default=600, metavar="S", help="seconds until the machine is ended")
     return parser.parse_args(arguments)
 
@@ -107,7 +109,7 @@ def boot(options, scratch):
     memory = options.memory or (SCENARIO_RAM_MIB if chosen_scenarios(options) else OTHER_RAM_MIB)
     if options.interactive:
         words.append("vm.shell")
-    return machine.Machine(kernel, initramfs, scratch / "report", memory + VRAM_MIB, options.cpus, words)
+    return machine.Machine(kernel, initramfs, scratch / "report", memory + VRAM_MIB, options.cpus, words, options.steady)
 
 
 def run_command(options, vm):
