@@ -25,7 +25,7 @@ test: test-deps test-clang test-asan test-tsan test-release
 test-release:
 	cmake --preset release -DVRAMSWAP_TESTS=ON >/dev/null
 	cmake --build --preset release
-	tools/run_ctest.sh $(BUILD)
+	tools/run_ctest.sh $(BUILD) -j2
 
 # Model, unit and contract tests with AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
