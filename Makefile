@@ -25,18 +25,18 @@ test: test-deps test-clang test-asan test-tsan test-release
 test-release:
 	cmake --preset release -DVRAMSWAP_TESTS=ON >/dev/null
 	cmake --build --preset release
-	tools/run_ctest.sh $(BUILD)
+	tools/run_ctest.py $(BUILD)
 
 # Model, unit and contract tests with AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
 	cmake --preset asan -DVRAMSWAP_TESTS=ON >/dev/null
 	cmake --build --preset asan --target sanitizer_tests
-	tools/run_ctest.sh build/asan -L sanitizer
+	tools/run_ctest.py build/asan -L sanitizer
 
 test-tsan:
 	cmake --preset tsan -DVRAMSWAP_TESTS=ON >/dev/null
 	cmake --build --preset tsan --target sanitizer_tests
-	tools/run_ctest.sh build/tsan -L sanitizer
+	tools/run_ctest.py build/tsan -L sanitizer
 
 # clang's thread-safety analysis of the product, as errors.
 test-clang:

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -163,24 +164,24 @@ std::string unique_device_name() {
     return fmt::format("{}{}", device_name_prefix(), calls.fetch_add(1));
 }
 
-Held count_held() {
-    return {.fds = count_entries("/proc/self/fd"),
-            .threads = count_entries("/proc/self/task"),
-            .loop_devices = count_loop_devices()};
-}
-
-std::string to_string(const Held& held) {
-    return fmt::format("{} fds, {} threads, {} loop devices", held.fds, held.threads, held.loop_devices);
-}
-
-Held wait_until_held_is(const Held& before) {
-    const std::uint64_t deadline = now_ns() + kWatchdogNs;
-    Held held = count_held();
-    while (held != before && now_ns() < deadline) {
-        std::this_thread::yield();
-        held = count_held();
-    }
+Held what_is_held() {
+    Held held{.fds = count_entries("/proc/self/fd"), .loop_devices = count_loop_devices(), .threads = {}};
+    for (const auto& task : fs::directory_iterator("/proc/self/task")) held.threads.insert(task.path().filename());
     return held;
+}
+
+std::string what_stays(const Held& before) {
+    const std::uint64_t deadline = now_ns() + kWatchdogNs;
+    for (;;) {
+        const Held now = what_is_held();
+        std::vector<std::string> threads;
+        std::ranges::set_difference(now.threads, before.threads, std::back_inserter(threads));
+        if (now.fds <= before.fds && now.loop_devices <= before.loop_devices && threads.empty()) return "";
+        if (now_ns() >= deadline)
+            return fmt::format("{} fds, {} before; {} loop devices, {} before; {} new threads", now.fds, before.fds,
+                               now.loop_devices, before.loop_devices, threads.size());
+        std::this_thread::yield();
+    }
 }
 
 }  // namespace vramswap::test

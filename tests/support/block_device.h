@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -60,13 +61,12 @@ enum class Opening { direct, exclusive, buffered };
 
 /// What this process holds at the moment; of loop devices, those with a name from unique_device_name.
 struct Held {
-    std::size_t fds = 0, threads = 0, loop_devices = 0;
-    bool operator==(const Held&) const = default;
+    std::size_t fds = 0, loop_devices = 0;
+    std::set<std::string> threads;  ///< their ids
 };
-[[nodiscard]] Held count_held();
-std::string to_string(const Held& held);
-/// Waits until `now` holds what `before` held, as far as a watchdog allows: a joined thread stays in /proc
-/// for a moment. Returns the last count.
-[[nodiscard]] Held wait_until_held_is(const Held& before);
+[[nodiscard]] Held what_is_held();
+/// What is held now and was not `before`; empty if nothing. Waits for it to go as long as a watchdog allows: a joined
+/// thread stays in /proc for a moment. (So `before` may name threads that have gone since.)
+[[nodiscard]] std::string what_stays(const Held& before);
 
 }  // namespace vramswap::test
