@@ -32,6 +32,11 @@ void add_up(CLI::App& app, UpOptions& o, int& exit_status) {
     c->add_option("--threads", o.threads, "I/O threads; 0 = chosen")
         ->check(CLI::Range(0, 64))
         ->capture_default_str();
+    c->add_option("--mode", o.mode,
+                  "How small copies are made: copy (others on the GPU hardly notice) or turbo (many times "
+                  "faster, and takes up to a third of others' compute while it runs)")
+        ->check(CLI::IsMember({"copy", "turbo"}))
+        ->capture_default_str();
     c->add_flag_callback(
         "--no-swapon", [&o] { o.swapon = UpOptions::Swapon::no; }, "Only the block device");
     c->add_flag_callback(

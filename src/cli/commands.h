@@ -26,6 +26,7 @@ struct UpOptions {
     std::string frontend = "auto";
     int priority = 32767;
     std::uint32_t threads = 0;
+    std::string mode = "copy";
     enum class Swapon : std::uint8_t { yes, no } swapon = Swapon::yes;
     enum class Run : std::uint8_t { real, dry } run = Run::real;
 };

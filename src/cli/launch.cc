@@ -75,6 +75,7 @@ Result<DevicePlan> plan_device(const DeviceWish& wish, AllowSim sim) {
     plan.config.gpu = gpu->selector;
     plan.config.frontend = probe->selected_frontend;
     plan.config.threads = wish.threads;
+    plan.config.mode = wish.mode;
     return plan;
 }
 

@@ -22,6 +22,7 @@ Result<Probe> probe_machine(const std::string& gpu, AllowSim sim, const std::str
 struct DeviceWish {
     std::string name, size, gpu, frontend;
     std::uint32_t threads = 0;
+    std::string mode = "copy";
 };
 /// The plan for a wish. Errors: usage (bad name or size, larger than the GPU), unavailable, no_memory (larger
 /// than what is free now).

@@ -15,6 +15,7 @@ void print_plan(const DevicePlan& plan, const UpOptions& options) {
     fmt::print("GPU       {} ({}), {} free of {}\n", plan.gpu.selector, plan.gpu.name,
                format_size(plan.gpu.free), format_size(plan.gpu.total));
     fmt::print("frontend  {}\n", plan.config.frontend);
+    fmt::print("copies    mode {}\n", plan.config.mode);
     if (options.swapon == UpOptions::Swapon::yes)
         fmt::print("swap      priority {}, discard\n", options.priority);
     else
@@ -29,7 +30,8 @@ int run_up(const UpOptions& options) {
     if (options.run == UpOptions::Run::real)
         if (auto root = require_root("`vramswap up`"); !root) return report(root.error());
     const auto plan = plan_device(
-        {options.name, options.size, options.gpu, options.frontend, options.threads}, AllowSim::only_by_name);
+        {options.name, options.size, options.gpu, options.frontend, options.threads, options.mode},
+        AllowSim::only_by_name);
     if (!plan) return report(plan.error());
     if (options.run == UpOptions::Run::dry) {
         print_plan(*plan, options);

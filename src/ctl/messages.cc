@@ -28,6 +28,7 @@ void fields(C& c, Visit visit) {
     visit("gpu", c.gpu);
     visit("frontend", c.frontend);
     visit("threads", c.threads);
+    visit("mode", c.mode);
     visit("segment_bytes", c.segment);
     visit("stage_bytes", c.stage);
 }
@@ -42,6 +43,7 @@ void fields(S& s, Visit visit) {
     visit("frontend", s.frontend);
     visit("gpu", s.gpu);
     visit("gpu_name", s.gpu_name);
+    visit("mode", s.mode);
     visit("guardian_pid", s.guardian_pid);
     visit("worker_pid", s.worker_pid);
     visit("size_bytes", s.size);

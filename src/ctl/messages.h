@@ -23,6 +23,7 @@ struct DeviceConfig {
     std::string gpu;       ///< "cuda:0", "sim:0"
     std::string frontend;  ///< "loop"
     std::uint32_t threads = 0;
+    std::string mode = "copy";  ///< how small copies are made: copy, turbo
     Bytes segment = mib(128);
     Bytes stage = mib(32);
 };
@@ -38,6 +39,7 @@ struct DeviceStatus {
     std::string frontend;
     std::string gpu;  ///< selector
     std::string gpu_name;
+    std::string mode;  ///< of copies: copy, turbo
     pid_t guardian_pid = 0;
     pid_t worker_pid = 0;
     Bytes size{}, stored{}, vram{}, dirty{}, ram{};

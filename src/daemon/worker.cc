@@ -95,6 +95,7 @@ class Worker {
         store.size = config_.size;
         store.segment = config_.segment;
         store.stage = config_.stage;
+        store.mode = config_.mode == "turbo" ? EngineMode::turbo : EngineMode::copy;
         auto made = PageStore::create(*backend_, store, &guardian_);
         if (!made) return std::move(made).error();
         store_ = std::move(*made);
@@ -175,6 +176,7 @@ class Worker {
         d.frontend = config_.frontend;
         d.gpu = config_.gpu;
         d.gpu_name = backend_->info().name;
+        d.mode = to_string(s.mode);
         d.guardian_pid = guardian_gone_ ? 0 : ::getppid();
         d.worker_pid = ::getpid();
         d.size = s.device;

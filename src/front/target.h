@@ -44,6 +44,10 @@ class TargetQueue {
     /// submits all that it has and then polls.
     IoStatus submit(BlockRequest& request);
 
+    /// A request that will be submitted soon: what the target has to look at for it may be fetched into the CPU's
+    /// caches already. A frontend that has several announces all before it submits the first. Costs nanoseconds.
+    virtual void announce(const BlockRequest& request) { static_cast<void>(request); }
+
     /// Starts what was submitted since the last call, and completes what the GPU has finished: sets status
     /// and stores the requests in `done`. Returns how many.
     std::size_t poll(std::span<BlockRequest*> done);

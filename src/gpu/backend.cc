@@ -6,6 +6,10 @@
 
 namespace vramswap {
 
+std::string_view to_string(EngineMode mode) {
+    return mode == EngineMode::turbo ? "turbo" : "copy";
+}
+
 IoStatus TransferQueue::submit(std::span<const Copy> copies, Ticket& ticket) {
     if (last_submitted_ - last_completed_ >= kDepth) {
         (void)poll(last_completed_ + 1);

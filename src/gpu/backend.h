@@ -58,6 +58,8 @@ enum class Health : std::uint8_t {
 /// scatters pages is many times faster where many are queued, and takes 17 to 33 % of others' compute while
 /// it runs.
 enum class EngineMode : std::uint8_t { copy, turbo };
+/// "copy", "turbo": as options and reports name it.
+[[nodiscard]] std::string_view to_string(EngineMode mode);
 
 /// What an open Backend can do. Constant.
 struct Caps {

@@ -19,6 +19,15 @@ inline void prefetch_page(const std::byte* page) {
     for (std::size_t at = 0; at < kPageBytes; at += kLineBytes) __builtin_prefetch(page + at);
 }
 
+/// Asks for a line that is about to be written to, so that it comes once, and not first for reading.
+inline void prefetch_to_write(const void* line) {
+#if defined(__x86_64__)
+    asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(line)));  // a no-op on CPUs that lack it
+#else
+    __builtin_prefetch(line, 1);
+#endif
+}
+
 /// Copies a page that the CPU will not read again soon past the caches: neither does the target's old content
 /// have to be fetched, nor another CPU's copy of it. Both page-aligned. Visible to other threads and to the
 /// GPU after whatever orders later stores.

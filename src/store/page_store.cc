@@ -26,6 +26,9 @@ Result<std::unique_ptr<PageStore>> PageStore::create(Backend& gpu, const StoreCo
     if (config.segment.n % gpu.caps().granularity.n != 0)
         return Error{Errc::usage, 0,
                      fmt::format("segments of {} do not suit this GPU", format_size(config.segment))};
+    if (config.mode == EngineMode::turbo && !gpu.caps().turbo)
+        return Error{Errc::unavailable, 0, fmt::format("mode turbo is not available on {}", gpu.info().name),
+                     "Use mode copy. Turbo needs CUDA and a GPU from Maxwell on"};
     auto state = State::create({config.size, config.segment, static_cast<std::uint32_t>(images)});
     if (!state) return std::move(state).error();
     auto stage = Stage::create(*state);
@@ -208,6 +211,7 @@ StoreStats PageStore::stats() const {
     s.flush_errors = flusher_->errors();
     s.writes_are_refused = parts_->refuse_writes.load();
     s.gpu = gpu_.health();
+    s.mode = parts_->mode.load(std::memory_order_relaxed);
     return s;
 }
 

@@ -22,7 +22,7 @@ struct StoreConfig {
     Bytes segment = mib(128);  ///< taken from and given back to the GPU; multiple of 2 MiB
     Bytes stage = mib(32);     ///< pinned RAM; at least three chunks
     FlusherConfig flusher{};
-    EngineMode mode = EngineMode::copy;
+    EngineMode mode = EngineMode::copy;  ///< at first
 };
 
 /// A sum over everything since start, and the state now. Bytes are as the user counts them.
@@ -38,12 +38,13 @@ struct StoreStats {
     std::uint64_t reread_pages = 0, read_errors = 0, writes_refused = 0, retries = 0, flush_errors = 0;
     bool writes_are_refused = false;
     Health gpu = Health::good;
+    EngineMode mode = EngineMode::copy;
 };
 
 class PageStore final : public Target {
   public:
     /// `keeper` may be null; both must outlive the store. Takes the first segment. Errors: no_memory (RAM or
-    /// VRAM), usage, gpu_lost.
+    /// VRAM), usage, gpu_lost, unavailable (mode turbo).
     static Result<std::unique_ptr<PageStore>> create(Backend& gpu, const StoreConfig& config,
                                                      FdKeeper* keeper);
     /// REQUIRES: all queues destroyed. Stops the flusher, gives all VRAM back; what was stored is gone.

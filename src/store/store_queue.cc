@@ -7,7 +7,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "store/checksum.h"
-#include "store/page_memory.h"
 
 namespace vramswap {
 namespace {
@@ -533,7 +532,10 @@ std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
     std::size_t n = 0;
     while (n < most && flying_.size() > collected_) {
         Transfer& transfer = flying_.at(0);
-        if (flying_.size() > 1) prefetch_page(flying_.at(1).request->data);  // it probably came with this one
+        if (flying_.size() > 1) {  // it probably came with this one
+            prefetch_page(flying_.at(1).request->data);
+            prefetch_entry(*flying_.at(1).request);
+        }
         const IoStatus status = advance(transfer);
         if (status == IoStatus::pending) break;
         BlockRequest* const request = transfer.request;

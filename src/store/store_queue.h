@@ -18,6 +18,7 @@
 
 #include "front/target.h"
 #include "store/flusher.h"
+#include "store/page_memory.h"
 #include "store/parts.h"
 
 namespace vramswap {
@@ -30,6 +31,9 @@ class StoreQueue final : public TargetQueue {
 
     void enter_thread() override { warm_up_thread(*gpu_); }
     [[nodiscard]] std::size_t in_flight() const override { return flying_.size(); }
+    void announce(const BlockRequest& request) override {
+        if (request.offset < parts_.state.header().device_bytes) prefetch_entry(request);
+    }
     [[nodiscard]] int event_fd() const override { return slot_.event_fd.load(std::memory_order_relaxed); }
 
   protected:
@@ -141,6 +145,10 @@ class StoreQueue final : public TargetQueue {
 
     [[nodiscard]] PageEntry& entry_of(const Piece& piece, std::uint32_t i) const {
         return parts_.state.pages()[first_page(piece.chunk).n + piece.run.first + i];
+    }
+    /// Other CPUs have changed it since, as a rule: it comes from their caches.
+    void prefetch_entry(const BlockRequest& request) const {
+        prefetch_to_write(&parts_.state.chunks()[chunk_of(page_at(request.offset)).n]);
     }
     [[nodiscard]] bool any_writing(const ChunkEntry& entry, const Piece& piece) const;
 

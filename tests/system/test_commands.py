@@ -18,6 +18,7 @@ class Commands(SystemTest):
         self.assertTrue(device["swap"])
         self.assertEqual(device["size_bytes"], 64 << 20)
         self.assertEqual(device["problem"], "")
+        self.assertEqual(device["mode"], "copy")
         # The stage with the flusher's scratch, and what both processes have for themselves.
         own = sum(memory_of(device[pid], "RssAnon") for pid in ("worker_pid", "guardian_pid"))
         self.assertGreater(device["ram_bytes"], (32 + 6) << 20)
@@ -29,6 +30,17 @@ class Commands(SystemTest):
         self.assertIn("t0", table)
         self.assertEqual(self.vramswap("status", "-o", "name,prio").stdout.split(), ["NAME", "PRIO", "t0", "77"])
         self.vramswap("down", "t0")
+        self.assertIsNone(self.status())
+
+    def test_mode_turbo(self):
+        self.up("t0", "--mode", "turbo")
+        self.assertEqual(self.status()["mode"], "turbo")
+        self.assertEqual(self.vramswap("status", "-o", "mode").stdout.split(), ["MODE", "turbo"])
+        self.vramswap("down", "t0")
+
+    def test_mode_turbo_where_the_gpu_has_none(self):
+        self.environment["VRAMSWAP_SIM"] = "total=2G,turbo=0"
+        self.assert_told(self.up("t0", "--mode", "turbo", status=77), "turbo", "simulated GPU", "Use mode copy")
         self.assertIsNone(self.status())
 
     def test_down_without_a_name(self):

@@ -126,8 +126,4 @@ std::string_view to_string(Pattern pattern) {
     return "?";
 }
 
-std::string_view to_string(EngineMode mode) {
-    return mode == EngineMode::turbo ? "turbo" : "copy";
-}
-
 }  // namespace vramswap

@@ -63,6 +63,5 @@ inline constexpr std::size_t kThreadBytesMax = 16u << 20;
 
 [[nodiscard]] std::string_view to_string(Direction direction);
 [[nodiscard]] std::string_view to_string(Pattern pattern);
-[[nodiscard]] std::string_view to_string(EngineMode mode);
 
 }  // namespace vramswap

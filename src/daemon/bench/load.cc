@@ -74,8 +74,12 @@ class LoadThread {
         for (std::size_t n = idle_.size(); n != 0 && !over && !error_; --n) {
             const std::uint64_t now = now_ns();
             over = is_over(now);
-            if (!over) submit(prepare(now));
+            if (over) break;
+            fresh_.push_back(&prepare(now));
+            queue_.announce(*fresh_.back());
         }
+        for (Request* r : fresh_) submit(*r);
+        fresh_.clear();
         return !over || !waiting_.empty();
     }
 
@@ -178,6 +182,7 @@ class LoadThread {
     std::vector<BlockRequest*> done_;
     std::vector<Request*> waiting_;  ///< were told to retry; the oldest is the first
     std::vector<Request*> trying_again_;
+    std::vector<Request*> fresh_;  ///< made, and not submitted yet
     bool completed_since_retry_ = false;
     Window window_;
     Extent extent_ = Extent::until_time;

@@ -54,7 +54,7 @@ Result<std::unique_ptr<UblkQueue>> UblkQueue::make(const Shared& shared, std::ui
 }
 
 Result<void> UblkQueue::allocate() {
-    auto buffers = IoMemory::make(shared_.target, std::size_t{shared_.depth} * kUblkTransferBytes);
+    auto buffers = IoMemory::make(shared_.target, shared_.depth * kUblkBufferStride);
     if (!buffers) return std::move(buffers).error();
     buffers_ = std::move(*buffers);
     auto queue = shared_.target.make_queue(shared_.depth);
@@ -217,12 +217,21 @@ unsigned UblkQueue::take_events() {
     unsigned taken = 0;
     // Enters the kernel too, if that has work to do for the ring.
     while (const unsigned n = ::io_uring_peek_batch_cqe(&ring_, events.data(), events.size())) {
+        if (n > 1)
+            for (unsigned i = 0; i < n; ++i) announce(*events[i]);
         for (unsigned i = 0; i < n; ++i) on_event(*events[i]);
         ::io_uring_cq_advance(&ring_, n);
         taken += n;
         if (n < events.size()) break;
     }
     return taken;
+}
+
+void UblkQueue::announce(const io_uring_cqe& event) {
+    if (event.user_data >= shared_.depth || event.res != 0) return;
+    BlockRequest request;
+    const auto tag = static_cast<std::uint16_t>(event.user_data);
+    if (!translate(descriptors_[tag], buffer(tag), request)) queue_->announce(request);
 }
 
 void UblkQueue::on_event(const io_uring_cqe& event) {
@@ -347,7 +356,7 @@ void UblkQueue::drain(int fd) {
 }
 
 std::span<std::byte> UblkQueue::buffer(std::uint16_t tag) const {
-    return buffers_->all().subspan(std::size_t{tag} * kUblkTransferBytes, kUblkTransferBytes);
+    return buffers_->all().subspan(tag * kUblkBufferStride, kUblkTransferBytes);
 }
 
 }  // namespace vramswap

@@ -28,6 +28,7 @@
 
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "base/units.h"
 #include "front/frontend.h"
 #include "front/io_parts.h"
 #include "front/target.h"
@@ -39,6 +40,10 @@ namespace vramswap {
 /// have a buffer of this size: more buys little (copy engines are past half their speed with 256 KiB), and
 /// swap writes of a huge page arrive in four pieces.
 inline constexpr std::uint32_t kUblkTransferBytes = 512u << 10;
+
+/// From one tag's buffer to the next. A page more than a transfer: else the first pages of all buffers, the
+/// only ones that small requests use, would share the same few sets of every cache.
+inline constexpr std::size_t kUblkBufferStride = kUblkTransferBytes + kPageBytes;
 
 /// Requests of a queue at a time. 32 of 512 KiB are 16 MiB of locked memory for a queue, 64 MiB for a device
 /// of four. A thread finishes a request in some microseconds or, if it waits for the GPU, in some tens: with
@@ -92,6 +97,7 @@ class UblkQueue {
     void enter_kernel();
     void sleep();
     unsigned take_events();
+    void announce(const io_uring_cqe& event);
     void on_event(const io_uring_cqe& event);
     void on_command(std::uint16_t tag, int result);
     unsigned poll_target();

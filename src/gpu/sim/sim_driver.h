@@ -31,12 +31,14 @@ struct SimFaults {
 
 struct SimConfig {
     Bytes total = gib(8);
+    bool turbo = true;  ///< it takes mode turbo; its copies are the same in both
     /// Shared by all backends opened from this driver.
     std::shared_ptr<SimFaults> faults = std::make_shared<SimFaults>();
 };
 
-/// Reads $VRAMSWAP_SIM, "total=2G,latency_us=10,bandwidth_mbps=2000,taken_mib=100,fail_allocations=1";
-/// unknown keys are ignored with a warning.
+/// Reads $VRAMSWAP_SIM,
+/// "total=2G,latency_us=10,bandwidth_mbps=2000,taken_mib=100,fail_allocations=1,turbo=0"; unknown keys are
+/// ignored with a warning.
 [[nodiscard]] SimConfig sim_config_from_env();
 
 [[nodiscard]] std::unique_ptr<Driver> make_sim_driver(SimConfig config = sim_config_from_env());
