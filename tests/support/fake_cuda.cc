@@ -317,6 +317,7 @@ int fake_calls(const char* symbol) {
 void fake_stop_launch() {
     const std::lock_guard lock(stop_mutex);
     stop = Stop::wanted;
+    stop_changed.notify_all();  // one that is stopped goes on
 }
 void fake_await_launch() {
     std::unique_lock lock(stop_mutex);

@@ -900,6 +900,11 @@ class BusyLauncher {
     ~BusyLauncher() { go_on(); }
     BusyLauncher(const BusyLauncher&) = delete;
     BusyLauncher& operator=(const BusyLauncher&) = delete;
+    /// Returns when it is in its next launch.
+    void next() {
+        tell_fake("fake_stop_launch", party_.library);
+        tell_fake("fake_await_launch", party_.library);
+    }
     /// Returns when the thread has left submit.
     void go_on() {
         if (!thread_.joinable()) return;
@@ -1038,6 +1043,36 @@ TEST(CudaSharedLaunch, IsWaitedForByTheNextSubmissionOfItsQueue) {
     again.join();
     EXPECT_EQ(party.end(1), IoStatus::ok);
     EXPECT_TRUE(party.arrived(all));
+}
+
+TEST(CudaSharedLaunch, LeavesTheRestToOthersAfterSomeRounds) {
+    Party party(5);
+    const int before = party.launches();
+    {
+        BusyLauncher busy(party);
+        for (std::size_t i = 1; i < 5; ++i) {
+            ASSERT_EQ(party.submit(i, party.pages(i)), IoStatus::pending);
+            if (i != 4) busy.next();
+        }
+    }
+    EXPECT_EQ(party.launches() - before, 4);
+    EXPECT_EQ(party.end(3), IoStatus::ok);
+    EXPECT_EQ(party.end(4), IoStatus::ok) << "its queue launches it itself";
+    EXPECT_EQ(party.launches() - before, 5);
+    EXPECT_TRUE(party.arrived(party.pages(4)));
+}
+
+TEST(CudaSharedLaunch, EndsBeforeItsQueueIsDestroyed) {
+    Party party(2);
+    {
+        const Setting hold("FAKE_CUDA_HOLD", "1");
+        ASSERT_EQ(party.submit(1, party.pages(1)), IoStatus::pending);
+        party.queues[1].reset();  // with the memory where its end is told
+    }
+    for (int n = 0; n < 16; ++n) {  // on all streams
+        ASSERT_EQ(party.submit(0, party.pages(0)), IoStatus::pending);
+        EXPECT_EQ(party.end(0), IoStatus::ok);
+    }
 }
 
 TEST(CudaSharedLaunch, MixedSubmissionsGoTheirOwnWay) {
