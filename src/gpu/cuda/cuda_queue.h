@@ -10,9 +10,9 @@
 // for one who launches, if its last pages still wait for that.
 //
 // io_error: the driver refused or the context is lost (the backend's health tells which). A refused
-// submission has come to rest before submit returns, unless the GPU hangs. A shared launch that was refused
-// is told by poll; none of its copies has run. A hang is not noticed here: poll
-// stays pending, and whoever waits needs a time-out.
+// submission has come to rest before submit returns, unless the GPU hangs; that a shared launch was refused
+// is told by poll, and none of its copies has run then. A hang is not noticed here: poll stays pending, and
+// whoever waits needs a time-out.
 #pragma once
 
 #include <array>
@@ -86,7 +86,6 @@ class CudaQueue final : public TransferQueue {
     const CudaApi& api_;
     const PinnedPages completion_;
     EndWords ends_;                     ///< in completion_
-    PageKernelEnd end_{};               ///< of launches on the stream; its counter is owned
     PageLauncher* launcher_ = nullptr;  ///< null: there are no shared launches
     CuStream stream_ = nullptr;
     Marker marker_ = Marker::event;
@@ -103,7 +102,8 @@ class CudaQueue final : public TransferQueue {
     std::array<CuDevicePtr, kBatchMax> to_{};
     std::array<CuDevicePtr, kBatchMax> from_{};
     std::array<std::size_t, kBatchMax> bytes_{};
-    PageBatch batch_{};  ///< also lists the pages of launches that are not shared
+    PageKernelEnd end_{};  ///< of launches on the own stream; its counter is owned
+    PageBatch batch_{};    ///< also lists the pages of launches that are not shared
 };
 
 }  // namespace vramswap::cuda
