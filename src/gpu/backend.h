@@ -84,11 +84,15 @@ struct Copy {
     std::uint32_t bytes = 0;
 };
 
-/// Names one submission of a TransferQueue; tickets of a queue complete in order.
+/// Names one submission of a TransferQueue. That they are complete is told in order.
 using Ticket = std::uint64_t;
 
-/// An in-order stream of copies. Owner: whoever made it; must be destroyed before its Backend, with nothing
-/// in flight (the destructor waits).
+/// A stream of copies. Owner: whoever made it; must be destroyed before its Backend, with nothing in flight
+/// (the destructor waits).
+///
+/// Order: submissions of mode copy run one after the other. One of mode turbo runs at any time between its
+/// submit and its end, beside those before and after it: who needs an order polls the first to its end. In
+/// both modes a submission is complete for poll only when all before it are.
 class TransferQueue {
   public:
     virtual ~TransferQueue() = default;
@@ -96,9 +100,9 @@ class TransferQueue {
     TransferQueue& operator=(const TransferQueue&) = delete;
 
     /// Starts all copies (an empty list is fine: it completes when everything before has); they run in any
-    /// order among themselves, after everything submitted before. Returns pending with `ticket` set; retry if
-    /// kDepth submissions are in flight; out_of_range for a copy beyond its segment; io_error if the GPU
-    /// refuses (then none, some or all may have run: the target of each is unknown).
+    /// order among themselves. Returns pending with `ticket` set; retry if kDepth submissions are in flight;
+    /// out_of_range for a copy beyond its segment; io_error if the GPU refuses (then none, some or all may
+    /// have run: the target of each is unknown).
     IoStatus submit(std::span<const Copy> copies, Ticket& ticket);
 
     /// pending until the submission is complete, then ok or io_error (targets unknown). Never blocks.

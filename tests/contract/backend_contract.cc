@@ -386,6 +386,7 @@ TEST_F(BackendContract, OneSubmissionMayGoBothWaysAndToSeveralSegments) {
 
 TEST_F(BackendContract, SubmissionsOfAQueueRunInOrder) {
     const auto queue = make_queue();
+    queue->set_mode(EngineMode::copy);  // the other mode promises none
     const SegmentId id = segment();
     constexpr std::size_t kBytes = 1u << 20;
     constexpr std::uint64_t kRounds = 8;
@@ -400,6 +401,57 @@ TEST_F(BackendContract, SubmissionsOfAQueueRunInOrder) {
     ASSERT_EQ(wait_for(*queue, last), IoStatus::ok);
     for (std::uint64_t n = 0; n < kRounds; ++n)
         EXPECT_EQ(first_wrong(host((kRounds + n) * kBytes), kBytes, n), std::nullopt) << n;
+}
+
+/// `count` copies of a page each: every second page of the segment, from page `first` on.
+std::vector<Copy> pages(Copy::Op op, SegmentId id, std::uint64_t first, std::byte* host,
+                        std::uint64_t count) {
+    std::vector<Copy> copies;
+    for (std::uint64_t n = 0; n < count; ++n)
+        copies.push_back({op, id, (first + 2 * n) * 4096, host + n * 4096, 4096});
+    return copies;
+}
+
+TEST_F(BackendContract, AnEndMeansThatAllBeforeHaveEnded) {
+    const auto queue = make_queue();
+    const SegmentId id = segment();
+    constexpr std::uint64_t kRounds = 12;
+    constexpr std::size_t kLarge = 512u << 10;
+    constexpr std::uint64_t kSmall = 20;
+    std::byte* const back = host(16u << 20);
+    const std::uint64_t small_at = 12u << 20;  // in the segment and in the host's memory
+    for (std::uint64_t n = 0; n < kRounds; ++n) {
+        fill(host(n * kLarge), kLarge, n);
+        ASSERT_EQ(transfer(*queue, std::array{to_gpu(id, n * kLarge, host(n * kLarge), kLarge)}),
+                  IoStatus::ok);
+        fill(host(small_at + n * kSmall * 4096), kSmall * 4096, 100 + n);
+        ASSERT_EQ(transfer(*queue, pages(Copy::Op::to_gpu, id, small_at / 4096 + n * 2 * kSmall,
+                                         host(small_at + n * kSmall * 4096), kSmall)),
+                  IoStatus::ok);
+    }
+    // Large ones, many small ones and both in one submission, in turns; then nothing at all.
+    std::vector<Ticket> tickets(kRounds);
+    for (std::uint64_t n = 0; n < kRounds; ++n) {
+        std::vector<Copy> copies;
+        if (n % 3 != 0)
+            copies = pages(Copy::Op::from_gpu, id, small_at / 4096 + n * 2 * kSmall,
+                           back + small_at + n * kSmall * 4096, kSmall);
+        if (n % 3 != 1) copies.push_back(from_gpu(id, n * kLarge, back + n * kLarge, kLarge));
+        ASSERT_EQ(queue->submit(copies, tickets[n]), IoStatus::pending);
+    }
+    Ticket last = 0;
+    ASSERT_EQ(queue->submit({}, last), IoStatus::pending);
+    ASSERT_EQ(wait_for(*queue, last), IoStatus::ok);
+    for (std::uint64_t n = 0; n < kRounds; ++n) {
+        EXPECT_EQ(queue->poll(tickets[n]), IoStatus::ok);
+        if (n % 3 != 1) {
+            EXPECT_EQ(first_wrong(back + n * kLarge, kLarge, n), std::nullopt) << n;
+        }
+        if (n % 3 != 0) {
+            EXPECT_EQ(first_wrong(back + small_at + n * kSmall * 4096, kSmall * 4096, 100 + n), std::nullopt)
+                << n;
+        }
+    }
 }
 
 TEST_F(BackendContract, RefusesCopiesBeyondTheSegment) {
@@ -502,7 +554,8 @@ TEST_F(BackendContract, AQueueMayMoveToAnotherThread) {
     EXPECT_EQ(first_wrong(host(4u << 20), 1u << 20, 5), std::nullopt);
 }
 
-/// Writes and reads back its own quarter of the segment, over and over, several submissions deep.
+/// Writes and reads back its own quarter of the segment, over and over, several submissions deep. In the mode
+/// that promises no order it waits for the writes before it reads.
 void copy_back_and_forth(TransferQueue& queue, SegmentId id, std::byte* host, std::uint64_t part) {
     constexpr std::size_t kBytes = 256u << 10;
     constexpr std::uint64_t kPieces = 8;
@@ -515,6 +568,9 @@ void copy_back_and_forth(TransferQueue& queue, SegmentId id, std::byte* host, st
             ASSERT_EQ(
                 queue.submit(std::array{to_gpu(id, base + n * kBytes, host + n * kBytes, kBytes)}, last),
                 IoStatus::pending);
+            if (wanted_mode() == EngineMode::turbo) {
+                ASSERT_EQ(wait_for(queue, last), IoStatus::ok);
+            }
             ASSERT_EQ(queue.submit(std::array{from_gpu(id, base + n * kBytes, back, kBytes)}, last),
                       IoStatus::pending);
         }
@@ -541,6 +597,44 @@ TEST_F(BackendContract, QueuesOfDifferentThreadsDoNotDisturbEachOther) {
     }
     first.join();
     second.join();
+}
+
+/// The same with scattered pages: several submissions each way, each of another number of pages.
+void send_and_fetch_pages(TransferQueue& queue, SegmentId id, std::byte* host, std::uint64_t part) {
+    constexpr std::uint64_t kSubmissions = 4;
+    constexpr std::uint64_t kPages = 32;  // at most, of each
+    const std::uint64_t first = part * kSubmissions * 2 * kPages;
+    const auto submit_all = [&](Copy::Op op, std::byte* memory, std::uint64_t count) {
+        Ticket last = 0;
+        for (std::uint64_t n = 0; n < kSubmissions; ++n)
+            ASSERT_EQ(
+                queue.submit(pages(op, id, first + n * 2 * kPages, memory + n * kPages * 4096, count), last),
+                IoStatus::pending);
+        ASSERT_EQ(wait_for(queue, last), IoStatus::ok);
+    };
+    for (std::uint64_t round = 1; round <= 200; ++round) {
+        const std::uint64_t count = 1 + (round * 7 + part) % kPages;
+        std::byte* const back = host + kSubmissions * kPages * 4096;
+        for (std::uint64_t n = 0; n < kSubmissions; ++n)
+            fill(host + n * kPages * 4096, count * 4096, round * 1000 + part * 100 + n);
+        ASSERT_NO_FATAL_FAILURE(submit_all(Copy::Op::to_gpu, host, count));
+        ASSERT_NO_FATAL_FAILURE(submit_all(Copy::Op::from_gpu, back, count));
+        for (std::uint64_t n = 0; n < kSubmissions; ++n)
+            ASSERT_EQ(first_wrong(back + n * kPages * 4096, count * 4096, round * 1000 + part * 100 + n),
+                      std::nullopt)
+                << "part " << part << ", round " << round << ", submission " << n;
+    }
+}
+
+TEST_F(BackendContract, ManyThreadsSendAndFetchPagesAtOnce) {
+    constexpr std::uint64_t kThreads = 8;
+    const SegmentId id = segment();
+    std::vector<std::unique_ptr<TransferQueue>> queues;
+    for (std::uint64_t n = 0; n < kThreads; ++n) queues.push_back(make_queue());
+    std::vector<std::thread> threads;
+    for (std::uint64_t n = 0; n < kThreads; ++n)
+        threads.emplace_back([&, n] { send_and_fetch_pages(*queues[n], id, host(n * (1u << 20)), n); });
+    for (std::thread& thread : threads) thread.join();
 }
 
 // ---- processes ----

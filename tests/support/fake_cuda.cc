@@ -16,11 +16,13 @@
 //   FAKE_CUDA_ATTR_<n>=<value>    a device attribute
 //   FAKE_CUDA_NAME=<text>         name of every GPU
 //   FAKE_CUDA_MEMORY=<bytes>      VRAM of a GPU, 256 MiB unless told
-//   FAKE_CUDA_HOLD=1              what marks completion waits, and streams are busy, until it is unset
+//   FAKE_CUDA_HOLD=1              what marks completion waits, and its stream is busy, until it is unset
 //   FAKE_FAIL_<symbol>=<code>     this call fails
 //   FAKE_NVML_MIG, FAKE_NVML_CC, FAKE_NVML_DISPLAY_ACTIVE, FAKE_NVML_DISPLAY_MODE = 1
 //   FAKE_NVML_FREE=<bytes>        free memory as NVML tells it
-// fake_calls("cuInit") tells how often a function was called.
+// fake_calls("cuInit") tells how often a function was called. fake_stop_launch() lets the next kernel launch
+// wait inside its call until fake_go_on(), whatever the environment says by then; fake_await_launch() returns
+// when it is there.
 
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -28,11 +30,13 @@
 
 #include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <span>
 
 #include "gpu/cuda/cuda_api.h"
 #include "gpu/cuda/nvml_api.h"
@@ -123,9 +127,11 @@ struct Range {
     std::size_t bytes = 0;
     int fd = -1;
     bool accessible = false;
+    CuStream counts_for = nullptr;  ///< the stream whose kernels count here
 };
 std::mutex ranges_mutex;
-std::array<Range, 8192> ranges;
+std::array<Range, 8192> all_ranges;
+std::span<Range> ranges(all_ranges.data(), 0);  ///< as far as they were ever used
 std::uint64_t last_handle = 0;
 std::atomic<std::size_t> used{0};
 
@@ -137,7 +143,9 @@ Range* find(Use use, std::uint64_t key) {
 Range* add(const Range& range) {
     for (Range& r : ranges)
         if (r.use == Use::none) return &(r = range);
-    std::abort();
+    if (ranges.size() == all_ranges.size()) std::abort();
+    ranges = {all_ranges.data(), ranges.size() + 1};
+    return &(ranges.back() = range);
 }
 bool inside(const Range& r, std::uint64_t address, std::size_t bytes) {
     return address >= r.key && address - r.key <= r.bytes && bytes <= r.bytes - (address - r.key);
@@ -188,9 +196,22 @@ struct Write {
     std::uint32_t value = 0;
 };
 struct Stream {
+    std::mutex mutex;
     std::array<Write, 512> held;
     std::size_t count = 0;
+    void write(const Write& write) {
+        {
+            const std::lock_guard lock(mutex);
+            held.at(count++) = write;
+        }
+        if (!holding()) let_go();
+    }
+    bool busy() {
+        const std::lock_guard lock(mutex);
+        return count != 0 && holding();
+    }
     void let_go() {
+        const std::lock_guard lock(mutex);
         for (std::size_t i = 0; i < count; ++i)
             std::atomic_ref<std::uint32_t>(*static_cast<std::uint32_t*>(pointer(held.at(i).address)))
                 .store(held.at(i).value, std::memory_order_release);
@@ -207,9 +228,7 @@ struct Event {
 
 int write_value(CuStream stream, CuDevicePtr address, std::uint32_t value) {
     if (!is_pinned(address, sizeof(value))) return code::kInvalidValue;
-    Stream& s = *as_stream(stream);
-    s.held.at(s.count++) = {address, value};
-    if (!holding()) s.let_go();
+    as_stream(stream)->write({address, value});
     return 0;
 }
 
@@ -221,6 +240,29 @@ int batch(CuDevicePtr* to, CuDevicePtr* from, std::size_t* bytes, std::size_t co
     for (std::size_t i = 0; i < count; ++i)
         if (const int result = copy(to[i], from[i], bytes[i]); result != 0) return result;
     return 0;
+}
+
+// --- a launch that is stopped ---
+enum class Stop : std::uint8_t { none, wanted, reached };
+std::mutex stop_mutex;
+std::condition_variable stop_changed;
+Stop stop = Stop::none;
+
+void stop_if_wanted() {
+    std::unique_lock lock(stop_mutex);
+    if (stop != Stop::wanted) return;
+    stop = Stop::reached;
+    stop_changed.notify_all();
+    stop_changed.wait(lock, [] { return stop != Stop::reached; });
+}
+
+/// Kernels of different streams may run at once and need counters of their own.
+bool is_counter_of(CuStream stream, std::uint64_t counter) {
+    const std::lock_guard lock(ranges_mutex);
+    Range* range = find(Use::plain, counter);
+    if (range == nullptr || (range->counts_for != nullptr && range->counts_for != stream)) return false;
+    range->counts_for = stream;
+    return true;
 }
 
 /// A kernel is known by how many pages it can take.
@@ -270,6 +312,21 @@ extern "C" {
 int fake_calls(const char* symbol) {
     const std::lock_guard lock(counters_mutex);
     return counter(symbol).calls;
+}
+
+void fake_stop_launch() {
+    const std::lock_guard lock(stop_mutex);
+    stop = Stop::wanted;
+    stop_changed.notify_all();  // one that is stopped goes on
+}
+void fake_await_launch() {
+    std::unique_lock lock(stop_mutex);
+    stop_changed.wait(lock, [] { return stop == Stop::reached; });
+}
+void fake_go_on() {
+    const std::lock_guard lock(stop_mutex);
+    stop = Stop::none;
+    stop_changed.notify_all();
 }
 
 // --- libcuda: start and devices ---
@@ -548,13 +605,18 @@ int cuLaunchKernel(CuFunction function, unsigned grid_x, unsigned grid_y, unsign
     if (grid_y * grid_z * block_y * block_z != 1 || block_x != kPageKernelThreads || shared_bytes != 0 ||
         extra != nullptr)
         return code::kInvalidValue;
+    stop_if_wanted();
     const int copied = copy_pages(*reinterpret_cast<std::size_t*>(function), grid_x,
                                   static_cast<const PagePair*>(parameters[0]));
-    const auto counter = *static_cast<const std::uint64_t*>(parameters[1]);
+    const auto* tells = static_cast<const PageTell*>(parameters[1]);
+    const auto counter = *static_cast<const std::uint64_t*>(parameters[2]);
+    const auto count = *static_cast<const std::uint32_t*>(parameters[3]);
     if (copied != 0 || counter == 0) return copied;
-    if (!is_device(counter, 4)) return code::kIllegalAddress;
-    return write_value(stream, *static_cast<const std::uint64_t*>(parameters[2]),
-                       *static_cast<const std::uint32_t*>(parameters[3]));
+    if (!is_counter_of(stream, counter) || count == 0 || count > kPageKernelTells)
+        return code::kIllegalAddress;
+    for (std::uint32_t i = 0; i < count; ++i)
+        if (const int told = write_value(stream, tells[i].word, tells[i].value); told != 0) return told;
+    return 0;
 }
 int cuMemcpyBatchAsync(CuDevicePtr* to, CuDevicePtr* from, std::size_t* bytes, std::size_t count,
                        CuMemcpyAttributes* attributes, std::size_t* starts, std::size_t attribute_count,
@@ -582,7 +644,7 @@ int cuStreamDestroy_v2(CuStream stream) {
 }
 int cuStreamQuery(CuStream stream) {
     FAKE_ENTER_CONTEXT();
-    if (holding()) return code::kNotReady;
+    if (as_stream(stream)->busy()) return code::kNotReady;
     as_stream(stream)->let_go();
     return 0;
 }

@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -19,6 +21,7 @@
 #include "gpu/cuda/cuda_api.h"
 #include "gpu/cuda/cuda_backend.h"
 #include "gpu/cuda/cuda_driver.h"
+#include "gpu/cuda/end_words.h"
 
 namespace vramswap {
 namespace {
@@ -85,6 +88,13 @@ int calls(const char* symbol, const std::string& library = FAKE_CUDA_PATH) {
     const int n = ask(symbol);
     ::dlclose(handle);
     return n;
+}
+
+/// Calls one of the fake driver's functions that let a launch wait.
+void tell_fake(const char* function, const std::string& library = FAKE_CUDA_PATH) {
+    void* handle = ::dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+    reinterpret_cast<void (*)()>(::dlsym(handle, function))();
+    ::dlclose(handle);
 }
 
 GpuInfo only_gpu(const CudaPaths& paths = fake()) {
@@ -614,8 +624,8 @@ TEST(CudaQueue, FindsItsThresholdsOnceForEachGpu) {
     ASSERT_TRUE(cuda.thresholds());
     const int launches = calls("cuLaunchKernel");
     ASSERT_TRUE(backend->make_queue());
-    EXPECT_EQ(calls("cuLaunchKernel") - launches, 8 + 4)
-        << "both ways: 1, 32, 240 and, in three launches, 512";
+    EXPECT_EQ(calls("cuLaunchKernel") - launches, 2 * 5 + 256 + 8)
+        << "both ways 1, 32, 224 and, in two launches, 225; the queue full; 224 on each stream";
 }
 
 TEST(CudaQueue, TurboCopiesManyPagesByKernel) {
@@ -628,7 +638,7 @@ TEST(CudaQueue, TurboCopiesManyPagesByKernel) {
     round_trip(*backend, *queue, 3);
     EXPECT_EQ(calls("cuMemcpyHtoDAsync_v2") - singles, 3) << "too few";
     EXPECT_EQ(calls("cuLaunchKernel"), launches);
-    for (const std::size_t pages : {4u, 32u, 33u, 240u}) round_trip(*backend, *queue, pages);
+    for (const std::size_t pages : {4u, 32u, 33u, 224u}) round_trip(*backend, *queue, pages);
     EXPECT_EQ(calls("cuLaunchKernel") - launches, 8);
     round_trip(*backend, *queue, 1000);
     EXPECT_EQ(calls("cuLaunchKernel") - launches, 8 + 10);
@@ -807,6 +817,355 @@ TEST(CudaQueue, WriteValueV1WhereTheAttributeSaysSo) {
     round_trip(*backend, **backend->make_queue(), 3);
     EXPECT_EQ(calls("cuEventCreate", library), 0);
     EXPECT_GT(calls("cuStreamWriteValue32", library), 0);
+}
+
+// --- shared launches ---
+
+TEST(CudaEndWords, AreToldEachByItselfAroundTheWrap) {
+    constexpr std::uint64_t kDepth = TransferQueue::kDepth;
+    constexpr std::uint64_t kWrap = std::uint64_t{1} << 32;
+    alignas(std::uint32_t) std::array<std::byte, cuda::EndWords::kBytes> memory{};
+    cuda::EndWords ends(memory.data());
+    ends.set_address_on_gpu(0x1000);
+    std::vector<Ticket> tickets;
+    for (const Ticket first : {Ticket{1}, kWrap / 2 - kDepth, kWrap - 2 * kDepth, 5 * kWrap - 2 * kDepth})
+        for (Ticket n = 0; n < 4 * kDepth; ++n) tickets.push_back(first + n);
+    Ticket before = tickets.front();
+    for (const Ticket ticket : tickets) {
+        ASSERT_EQ(ends.look(ticket), IoStatus::pending) << ticket;
+        const cuda::PageTell tell = ends.tell(ticket);
+        if (ticket % 3 == 0)
+            ends.fail(ticket);
+        else
+            std::memcpy(memory.data() + (tell.word - 0x1000), &tell.value, sizeof tell.value);
+        ASSERT_EQ(ends.look(ticket), ticket % 3 == 0 ? IoStatus::io_error : IoStatus::ok) << ticket;
+        if (before + 1 == ticket) {
+            ASSERT_EQ(ends.look(before), before % 3 == 0 ? IoStatus::io_error : IoStatus::ok) << before;
+        }
+        before = ticket;
+    }
+}
+
+/// Queues in mode turbo with pages of their own, on a driver of their own.
+struct Party {
+    static constexpr std::size_t kPages = 128;  ///< of each
+    TempFolder folder;
+    std::string library = fake_without(folder, {});
+    std::unique_ptr<Backend> backend = open_fake(fake_at(library));
+    HostMemory host;
+    std::vector<std::unique_ptr<TransferQueue>> queues;
+    std::vector<Ticket> tickets;
+    SegmentId segment = *backend->allocate_segment(mib(64));
+
+    explicit Party(std::size_t n) : host(*backend, n * kPages * kPageBytes), tickets(n) {
+        for (std::size_t i = 0; i < n; ++i) {
+            queues.push_back(*backend->make_queue());
+            queues.back()->set_mode(EngineMode::turbo);
+        }
+        for (std::size_t page = 0; page < n * kPages; ++page) fill(host.page(page), static_cast<int>(page));
+    }
+    /// Scattered pages of queue i.
+    [[nodiscard]] std::vector<Copy> pages(std::size_t i, std::size_t count = 10) const {
+        std::vector<Copy> copies;
+        for (std::size_t n = i * kPages; n < i * kPages + count; ++n)
+            copies.push_back({Copy::Op::to_gpu, segment, 2 * n * kPageBytes, host.page(n), kPageBytes});
+        return copies;
+    }
+    [[nodiscard]] IoStatus submit(std::size_t i, const std::vector<Copy>& copies) {
+        return queues[i]->submit(copies, tickets[i]);
+    }
+    [[nodiscard]] IoStatus end(std::size_t i) { return finish(*queues[i], tickets[i]); }
+    /// Whether these pages are in VRAM.
+    [[nodiscard]] bool arrived(const std::vector<Copy>& copies) {
+        auto queue = *backend->make_queue();
+        const HostMemory back(*backend, kPageBytes);
+        for (const Copy& copy : copies) {
+            const Copy down[] = {{Copy::Op::from_gpu, segment, copy.offset, back.page(0), kPageBytes}};
+            if (run(*queue, down) != IoStatus::ok) return false;
+            if (std::memcmp(back.page(0), copy.host, kPageBytes) != 0) return false;
+        }
+        return true;
+    }
+    [[nodiscard]] int launches() const { return calls("cuLaunchKernel", library); }
+};
+
+/// Queue 0 of a party is inside the driver with a launch, from now until go_on().
+class BusyLauncher {
+  public:
+    explicit BusyLauncher(Party& party) : party_(party) {
+        tell_fake("fake_stop_launch", party_.library);
+        thread_ = std::thread([this] { EXPECT_EQ(party_.submit(0, party_.pages(0)), IoStatus::pending); });
+        tell_fake("fake_await_launch", party_.library);
+    }
+    ~BusyLauncher() { go_on(); }
+    BusyLauncher(const BusyLauncher&) = delete;
+    BusyLauncher& operator=(const BusyLauncher&) = delete;
+    /// Returns when it is in its next launch.
+    void next() {
+        tell_fake("fake_stop_launch", party_.library);
+        tell_fake("fake_await_launch", party_.library);
+    }
+    /// Returns when the thread has left submit.
+    void go_on() {
+        if (!thread_.joinable()) return;
+        tell_fake("fake_go_on", party_.library);
+        thread_.join();
+    }
+
+  private:
+    Party& party_;
+    std::thread thread_;
+};
+
+TEST(CudaSharedLaunch, TakesWhatWasPublishedMeanwhile) {
+    Party party(5);
+    const int before = party.launches();
+    BusyLauncher busy(party);
+    for (std::size_t i = 1; i < 5; ++i) {
+        EXPECT_EQ(party.submit(i, party.pages(i, 10 + i)), IoStatus::pending);
+        EXPECT_EQ(party.queues[i]->poll(party.tickets[i]), IoStatus::pending);
+    }
+    EXPECT_EQ(party.launches() - before, 1);
+    busy.go_on();
+    EXPECT_EQ(party.launches() - before, 2);
+    for (std::size_t i = 0; i < 5; ++i) {
+        EXPECT_EQ(party.queues[i]->poll(party.tickets[i]), IoStatus::ok) << i;
+        EXPECT_TRUE(party.arrived(party.pages(i))) << i;
+    }
+}
+
+TEST(CudaSharedLaunch, IsCutWhereItsKernelEnds) {
+    Party party(41);
+    int before = party.launches();
+    {
+        BusyLauncher busy(party);
+        for (std::size_t i = 1; i < 41; ++i) ASSERT_EQ(party.submit(i, party.pages(i, 4)), IoStatus::pending);
+    }
+    EXPECT_EQ(party.launches() - before, 1 + 3) << "16, 16 and 8 queues";
+    for (std::size_t i = 0; i < 41; ++i) EXPECT_EQ(party.end(i), IoStatus::ok);
+    before = party.launches();
+    {
+        BusyLauncher busy(party);
+        for (std::size_t i = 1; i < 5; ++i)
+            ASSERT_EQ(party.submit(i, party.pages(i, 100)), IoStatus::pending);
+    }
+    EXPECT_EQ(party.launches() - before, 1 + 2) << "200 and 200 pages";
+    for (std::size_t i = 0; i < 5; ++i) {
+        EXPECT_EQ(party.end(i), IoStatus::ok);
+        EXPECT_TRUE(party.arrived(party.pages(i, i == 0 ? 10 : 100))) << i;
+    }
+}
+
+TEST(CudaSharedLaunch, FailsWhatIsInItAndNothingElse) {
+    Party party(4);
+    const int before = party.launches();
+    BusyLauncher busy(party);
+    for (const std::size_t i : {1u, 2u}) ASSERT_EQ(party.submit(i, party.pages(i)), IoStatus::pending);
+    {
+        const Setting refuse("FAKE_FAIL_cuLaunchKernel", "1");
+        busy.go_on();
+    }
+    EXPECT_EQ(party.launches() - before, 2);
+    EXPECT_EQ(party.end(0), IoStatus::ok);
+    EXPECT_EQ(party.end(1), IoStatus::io_error);
+    EXPECT_EQ(party.end(2), IoStatus::io_error);
+    EXPECT_EQ(party.backend->health(), Health::good);
+    for (const std::size_t i : {1u, 2u, 3u}) {
+        ASSERT_EQ(party.submit(i, party.pages(i)), IoStatus::pending);
+        EXPECT_EQ(party.end(i), IoStatus::ok);
+        EXPECT_TRUE(party.arrived(party.pages(i)));
+    }
+}
+
+TEST(CudaSharedLaunch, ThatLosesTheContextEndsAll) {
+    Party party(4);
+    BusyLauncher busy(party);
+    for (const std::size_t i : {1u, 2u}) ASSERT_EQ(party.submit(i, party.pages(i)), IoStatus::pending);
+    {
+        const Setting dies("FAKE_FAIL_cuLaunchKernel", "719");
+        busy.go_on();
+    }
+    EXPECT_EQ(party.end(0), IoStatus::ok) << "it had ended before";
+    EXPECT_EQ(party.end(1), IoStatus::io_error);
+    EXPECT_EQ(party.end(2), IoStatus::io_error);
+    EXPECT_EQ(party.backend->health(), Health::context_lost);
+    EXPECT_EQ(party.submit(3, party.pages(3)), IoStatus::io_error);
+}
+
+TEST(CudaSharedLaunch, AsksNoDriverAfterALoss) {
+    Party party(3);
+    BusyLauncher busy(party);
+    ASSERT_EQ(party.submit(1, party.pages(1)), IoStatus::pending);
+    ASSERT_EQ(party.submit(2, party.pages(2)), IoStatus::pending);
+    {
+        const Setting lost("FAKE_FAIL_nvmlDeviceGetMemoryInfo_v2", "15");
+        EXPECT_FALSE(party.backend->memory_info());
+    }
+    ASSERT_EQ(party.backend->health(), Health::gpu_lost);
+    const int before = party.launches();
+    EXPECT_EQ(party.end(1), IoStatus::io_error) << "while another thread hangs in the driver";
+    busy.go_on();
+    EXPECT_EQ(party.launches(), before);
+    EXPECT_EQ(party.end(2), IoStatus::io_error);
+}
+
+TEST(CudaSharedLaunch, KeepsAQueueUntilItsPagesAreOnTheirWay) {
+    Party party(2);
+    const std::vector<Copy> pages = party.pages(1);
+    std::atomic<bool> destroyed{false};
+    std::thread destroyer;
+    {
+        BusyLauncher busy(party);
+        ASSERT_EQ(party.submit(1, pages), IoStatus::pending);
+        destroyer = std::thread([&] {
+            party.queues[1].reset();
+            destroyed.store(true);
+        });
+        for (int i = 0; i < 100'000 && !destroyed.load(); ++i) std::this_thread::yield();
+        EXPECT_FALSE(destroyed.load());
+    }
+    destroyer.join();
+    EXPECT_TRUE(party.arrived(pages));
+    EXPECT_EQ(party.end(0), IoStatus::ok);
+}
+
+TEST(CudaSharedLaunch, IsWaitedForByTheNextSubmissionOfItsQueue) {
+    Party party(3);
+    const std::vector<Copy> all = party.pages(1, 20);
+    const std::vector<Copy> first(all.begin(), all.begin() + 10);
+    const std::vector<Copy> second(all.begin() + 10, all.end());
+    std::thread again;
+    {
+        BusyLauncher busy(party);
+        ASSERT_EQ(party.submit(1, first), IoStatus::pending);
+        again = std::thread([&] { EXPECT_EQ(party.submit(1, second), IoStatus::pending); });
+    }
+    again.join();
+    EXPECT_EQ(party.end(1), IoStatus::ok);
+    EXPECT_TRUE(party.arrived(all));
+}
+
+TEST(CudaSharedLaunch, LeavesTheRestToOthersAfterSomeRounds) {
+    Party party(5);
+    const int before = party.launches();
+    {
+        BusyLauncher busy(party);
+        for (std::size_t i = 1; i < 5; ++i) {
+            ASSERT_EQ(party.submit(i, party.pages(i)), IoStatus::pending);
+            if (i != 4) busy.next();
+        }
+    }
+    EXPECT_EQ(party.launches() - before, 4);
+    EXPECT_EQ(party.end(3), IoStatus::ok);
+    EXPECT_EQ(party.end(4), IoStatus::ok) << "its queue launches it itself";
+    EXPECT_EQ(party.launches() - before, 5);
+    EXPECT_TRUE(party.arrived(party.pages(4)));
+}
+
+TEST(CudaSharedLaunch, EndsBeforeItsQueueIsDestroyed) {
+    Party party(2);
+    {
+        const Setting hold("FAKE_CUDA_HOLD", "1");
+        ASSERT_EQ(party.submit(1, party.pages(1)), IoStatus::pending);
+        party.queues[1].reset();  // with the memory where its end is told
+    }
+    for (int n = 0; n < 16; ++n) {  // on all streams
+        ASSERT_EQ(party.submit(0, party.pages(0)), IoStatus::pending);
+        EXPECT_EQ(party.end(0), IoStatus::ok);
+    }
+}
+
+TEST(CudaSharedLaunch, MixedSubmissionsGoTheirOwnWay) {
+    Party party(2);
+    std::vector<Copy> mixed = party.pages(1);
+    mixed.push_back({Copy::Op::to_gpu, party.segment, mib(16).n, party.host.page(0), mib(1).n});
+    const int before = party.launches();
+    BusyLauncher busy(party);
+    ASSERT_EQ(party.submit(1, mixed), IoStatus::pending);
+    EXPECT_EQ(party.launches() - before, 2);
+    EXPECT_EQ(party.end(1), IoStatus::ok) << "nobody else had to launch it";
+    busy.go_on();
+    EXPECT_EQ(party.launches() - before, 2);
+    EXPECT_TRUE(party.arrived(party.pages(1)));
+    {
+        const Setting hold("FAKE_CUDA_HOLD", "1");
+        ASSERT_EQ(party.submit(1, mixed), IoStatus::pending);
+        for (int i = 0; i < 5000; ++i) ASSERT_EQ(party.queues[1]->poll(party.tickets[1]), IoStatus::pending);
+    }
+    EXPECT_EQ(party.end(1), IoStatus::ok);
+}
+
+TEST(CudaSharedLaunch, MayEndAfterWhatWasSubmittedLater) {
+    Party party(1);
+    TransferQueue& queue = *party.queues[0];
+    const Copy large{Copy::Op::to_gpu, party.segment, mib(16).n, party.host.page(0), 100 * kPageBytes};
+    Ticket first = 0;
+    Ticket second = 0;
+    {
+        const Setting hold("FAKE_CUDA_HOLD", "1");
+        ASSERT_EQ(queue.submit(party.pages(0), first), IoStatus::pending);
+    }
+    ASSERT_EQ(queue.submit({&large, 1}, second), IoStatus::pending);
+    EXPECT_EQ(queue.poll(first), IoStatus::pending) << "the second's end is not the first's";
+    EXPECT_EQ(queue.poll(second), IoStatus::pending) << "ends are told in order";
+    EXPECT_EQ(finish(queue, second), IoStatus::ok);
+    EXPECT_EQ(queue.poll(first), IoStatus::ok);
+}
+
+TEST(CudaSharedLaunch, ThatStallsIsAskedAfter) {
+    Party party(1);
+    const Setting hold("FAKE_CUDA_HOLD", "1");
+    ASSERT_EQ(party.submit(0, party.pages(0)), IoStatus::pending);
+    const int asked = calls("cuStreamQuery", party.library);
+    for (int i = 0; i < 20'000; ++i) ASSERT_EQ(party.queues[0]->poll(party.tickets[0]), IoStatus::pending);
+    EXPECT_GE(calls("cuStreamQuery", party.library) - asked, 9) << "idle streams do not mean that it ended";
+    const Setting dead("FAKE_FAIL_cuStreamQuery", "700");
+    EXPECT_EQ(party.end(0), IoStatus::io_error);
+    EXPECT_EQ(party.backend->health(), Health::context_lost);
+}
+
+/// As run(), where others have to be given time to launch.
+IoStatus run_beside_others(TransferQueue& queue, std::span<const Copy> copies) {
+    Ticket ticket = 0;
+    IoStatus status = queue.submit(copies, ticket);
+    for (int i = 0; i < 1'000'000 && status == IoStatus::pending; ++i) {
+        status = queue.poll(ticket);
+        if (status == IoStatus::pending) std::this_thread::yield();
+    }
+    return status;
+}
+
+/// Sends its pages and fetches them, again and again.
+void send_and_fetch(Party& party, std::size_t i, int rounds) {
+    TransferQueue& queue = *party.queues[i];
+    const std::size_t first = i * Party::kPages;
+    for (int round = 0; round < rounds; ++round) {
+        const std::size_t count = 4 + static_cast<std::size_t>(round) % 28;
+        std::vector<Copy> up = party.pages(i, count);
+        std::vector<Copy> down = up;
+        for (std::size_t n = 0; n < count; ++n) {
+            fill(party.host.page(first + n), round * 31 + static_cast<int>(n + i));
+            down[n].op = Copy::Op::from_gpu;
+            down[n].host = party.host.page(first + 64 + n);
+        }
+        ASSERT_EQ(run_beside_others(queue, up), IoStatus::ok);
+        ASSERT_EQ(run_beside_others(queue, down), IoStatus::ok);
+        ASSERT_EQ(std::memcmp(party.host.page(first), party.host.page(first + 64), count * kPageBytes), 0);
+    }
+}
+
+TEST(CudaSharedLaunch, ServesManyThreadsWhileQueuesComeAndGo) {
+    Party party(6);
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < 5; ++i) threads.emplace_back([&party, i] { send_and_fetch(party, i, 300); });
+    for (int n = 0; n < 5; ++n) {  // each leaves in the middle of something
+        auto queue = *party.backend->make_queue();
+        queue->set_mode(EngineMode::turbo);
+        Ticket ticket = 0;
+        EXPECT_EQ(queue->submit(party.pages(5), ticket), IoStatus::pending);
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(party.backend->health(), Health::good);
 }
 
 // --- losses ---

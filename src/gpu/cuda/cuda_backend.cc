@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "gpu/cuda/cuda_queue.h"
+#include "gpu/cuda/page_launcher.h"
 
 namespace vramswap::cuda {
 namespace {
@@ -130,6 +131,7 @@ CudaBackend::CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info
       context_(std::move(context)) {}
 
 CudaBackend::~CudaBackend() {
+    launcher_.reset();
     // After a loss the driver frees nothing and its calls may hang for a minute; the end of the process does
     // it all.
     if (health() != Health::good) {
@@ -376,6 +378,15 @@ Result<std::unique_ptr<TransferQueue>> CudaBackend::do_make_queue() {
     if (const CuResult result = make_current(); result != code::kSuccess)
         return fail(result, "cuCtxSetCurrent");
     return CudaQueue::create(*this);
+}
+
+Result<PageLauncher*> CudaBackend::launcher() {
+    if (launcher_ == nullptr) {
+        auto made = PageLauncher::create(*this);
+        if (!made) return std::move(made).error();
+        launcher_ = *std::move(made);
+    }
+    return launcher_.get();
 }
 
 Result<MemoryInfo> CudaBackend::do_memory_info() {

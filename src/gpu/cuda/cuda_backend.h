@@ -3,8 +3,8 @@
 // CudaDriver, owned by the caller of Driver::open; must outlive its queues.
 //
 // Threads: the calls of Backend by any control thread (they block, allocate and make ioctls; the context is
-// made current for the call and put back after it). make_current, place, report, health: also by queue
-// threads; these do not allocate, block or lock.
+// made current for the call and put back after it). make_current, place, kernels, report, health: also by
+// queue threads; these do not allocate, block or lock.
 //
 // Errors of the control calls: no_memory = the GPU is full; gpu_lost = health() tells whether a new process
 // helps; failed = the call alone failed.
@@ -21,8 +21,11 @@
 #include "gpu/backend.h"
 #include "gpu/cuda/cuda_api.h"
 #include "gpu/cuda/nvml_api.h"
+#include "gpu/cuda/page_kernel.h"
 
 namespace vramswap::cuda {
+
+class PageLauncher;
 
 /// Segments a backend can have; fixed, so that queues look segments up without a lock. 1.9 TiB of 128 MiB
 /// each.
@@ -81,12 +84,6 @@ class OwnedContext {
     CuContext context_;
 };
 
-/// The kernels of EngineMode::turbo; null if there are none. They live as long as the context.
-struct PageKernels {
-    CuFunction small = nullptr;
-    CuFunction large = nullptr;
-};
-
 /// From so many copies on a way to make them is quicker than one call for each. Found out with the first
 /// queue.
 struct Thresholds {
@@ -114,6 +111,9 @@ class CudaBackend final : public Backend {
     /// Control thread: set by the maker of the first queue, before it is used.
     [[nodiscard]] const std::optional<Thresholds>& thresholds() const { return thresholds_; }
     void set_thresholds(const Thresholds& thresholds) { thresholds_ = thresholds; }
+    /// Control thread: through it queues share launches. Made when first asked for, lives as long as the
+    /// backend. REQUIRES: Caps::turbo, and the context is current. Errors: no_memory, failed, gpu_lost.
+    [[nodiscard]] Result<PageLauncher*> launcher();
     /// Makes the context current on this thread for good; costs a comparison when it is already.
     [[nodiscard]] CuResult make_current() const;
     /// Takes note of a result of the driver: sets the health if it means the loss of context or GPU.
@@ -169,6 +169,7 @@ class CudaBackend final : public Backend {
     std::vector<std::span<std::byte>> registered_ VS_GUARDED_BY(mutex_);
 
     OwnedContext context_;
+    std::unique_ptr<PageLauncher> launcher_;  ///< the control thread's; may be null
 };
 
 }  // namespace vramswap::cuda

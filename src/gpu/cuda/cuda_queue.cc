@@ -2,7 +2,6 @@
 #include "gpu/cuda/cuda_queue.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -28,32 +27,7 @@ CuDevicePtr host_address(const void* p) {
     return reinterpret_cast<std::uintptr_t>(p);
 }
 
-/// Tickets are compared by their low 32 bits, around the wrap; at most kDepth of them are in flight.
-bool reached(std::uint32_t done, Ticket ticket) {
-    return static_cast<std::int32_t>(done - static_cast<std::uint32_t>(ticket)) >= 0;
-}
-
 }  // namespace
-
-Result<PinnedPages> PinnedPages::create(CudaBackend& backend, std::size_t bytes) {
-    void* p =
-        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (p == MAP_FAILED) return sys_error(fmt::format("mmap of {}", format_size({bytes})));
-    // A child must not get these pages copy-on-write: the GPU writes to the physical ones.
-    (void)::madvise(p, bytes, MADV_DONTFORK);
-    const std::span<std::byte> memory(static_cast<std::byte*>(p), bytes);
-    if (auto ok = backend.register_host(memory); !ok) {
-        ::munmap(p, bytes);
-        return std::move(ok).error();
-    }
-    return PinnedPages(backend, memory);
-}
-
-PinnedPages::~PinnedPages() {
-    if (memory_.empty()) return;
-    (void)backend_.unregister_host(memory_);
-    ::munmap(memory_.data(), memory_.size());
-}
 
 Result<std::unique_ptr<TransferQueue>> CudaQueue::create(CudaBackend& backend) {
     auto completion = PinnedPages::create(backend, kPageBytes);
@@ -68,17 +42,28 @@ CudaQueue::CudaQueue(CudaBackend& backend, PinnedPages completion)
     : backend_(backend),
       api_(backend.api()),
       completion_(std::move(completion)),
-      word_(reinterpret_cast<std::uint32_t*>(completion_.memory().data())) {}
+      ends_(completion_.memory().data()) {
+    static_assert(EndWords::kBytes <= kPageBytes);
+    batch_.ends = &ends_;
+}
 
 CudaQueue::~CudaQueue() {
+    if (launcher_ != nullptr) launcher_->settle(batch_);  // after a loss too: others must no longer know it
     // After a loss nothing runs any more, and the driver's calls may hang.
     if (backend_.health() != Health::good || stream_ == nullptr) return;
     const ContextScope scope(api_, backend_.context());
-    backend_.report(api_.stream_synchronize(stream_));
+    synchronize();
     for (CuEvent event : events_)
         if (event != nullptr) (void)api_.event_destroy(event);
-    if (counter_ != 0) (void)api_.mem_free(counter_);
+    if (end_.counter != 0) (void)api_.mem_free(end_.counter);
     (void)api_.stream_destroy(stream_);
+}
+
+/// Waits for the end of all that was submitted. REQUIRES: the context is current.
+void CudaQueue::synchronize() {
+    if (backend_.health() != Health::good) return;
+    backend_.report(api_.stream_synchronize(stream_));
+    if (launcher_ != nullptr) backend_.report(launcher_->synchronize());
 }
 
 Result<void> CudaQueue::set_up() {
@@ -87,7 +72,7 @@ Result<void> CudaQueue::set_up() {
     result = try_write_value();
     if (result == code::kSuccess) {
         marker_ = Marker::write_value;
-        return make_counter();
+        return set_up_turbo();
     }
     if (classify(result) != Damage::none) return backend_.fail(result, "cuStreamWriteValue32");
     return make_events();
@@ -103,26 +88,29 @@ CuResult CudaQueue::try_write_value() {
              v1_works != 0)
         write_value_ = api_.stream_write_value32;
     if (write_value_ == nullptr) return code::kNotSupported;
-    CuResult result = api_.mem_host_get_device_pointer(&word_on_gpu_, word_, 0);
+    CuDevicePtr words_on_gpu = 0;
+    CuResult result = api_.mem_host_get_device_pointer(&words_on_gpu, ends_.memory(), 0);
     if (result != code::kSuccess) return result;
-    constexpr std::uint32_t kProbe = 0x5aa5'0001;
-    result = write_value_(stream_, word_on_gpu_, kProbe, kWriteValueDefault);
+    ends_.set_address_on_gpu(words_on_gpu);
+    constexpr Ticket kProbe = 0x5aa5'0001;
+    result = mark_by_value(kProbe);
     if (result != code::kSuccess) return result;
     result = api_.stream_synchronize(stream_);
     if (result != code::kSuccess) return result;
-    const std::atomic_ref<std::uint32_t> word(*word_);
-    return word.exchange(0) == kProbe ? code::kSuccess : code::kNotSupported;
+    result = ends_.look(kProbe) == IoStatus::ok ? code::kSuccess : code::kNotSupported;
+    ends_.clear();
+    return result;
 }
 
 /// For the kernels that tell of their end by themselves.
-Result<void> CudaQueue::make_counter() {
+Result<void> CudaQueue::set_up_turbo() {
     if (!backend_.caps().turbo) return {};
-    CuResult result = api_.mem_alloc(&counter_, sizeof(std::uint32_t));
-    if (result != code::kSuccess) return backend_.fail(result, "cuMemAlloc of a counter");
-    const std::byte* const zero = completion_.memory().data() + kPageBytes / 2;  // never written
-    result = api_.memcpy_htod_async(counter_, zero, sizeof(std::uint32_t), stream_);
-    if (result == code::kSuccess) result = api_.stream_synchronize(stream_);
-    if (result != code::kSuccess) return backend_.fail(result, "clearing a counter");
+    auto counter = make_counter(backend_, stream_);
+    if (!counter) return std::move(counter).error();
+    end_.counter = *counter;
+    auto launcher = backend_.launcher();
+    if (!launcher) return std::move(launcher).error();
+    launcher_ = *launcher;
     return {};
 }
 
@@ -144,9 +132,9 @@ Result<void> CudaQueue::warm_up() {
     auto segment = backend_.allocate_segment(size);
     if (!segment) return std::move(segment).error();
     Result<void> warmed = warm_copies(host->memory(), *segment);
+    if (!warmed) synchronize();  // what flies must not outlive its memory
     if (warmed) warmed = backend_.free_segment(*segment);
-    // Tickets count from 1 again.
-    std::atomic_ref<std::uint32_t>(*word_).store(0);
+    ends_.clear();  // tickets count from 1 again
     polls_ = 0;
     return warmed;
 }
@@ -168,17 +156,22 @@ Result<void> CudaQueue::warm_copies(std::span<std::byte> host, SegmentId segment
         if (!backend_.caps().turbo) continue;
         set_mode(EngineMode::turbo);
         thresholds_.turbo = 1;
-        for (const std::size_t pages : {std::size_t{1}, kPageKernelSmall, kPageKernelLarge, kChunkPages})
+        // By shared launches, but the last: it is too large for them.
+        for (const std::size_t pages :
+             {std::size_t{1}, kPageKernelSmall, kPageKernelLarge, kPageKernelLarge + 1})
             if (auto ok = run(copies_of(op, pages, kPageBytes)); !ok) return ok;
         set_mode(EngineMode::copy);
     }
-    if (auto ok = calibrate(host, segment); !ok) return ok;
-    // The driver's rings and pools grow with what is in flight: fill the queue once.
     const auto page = copies_of(Copy::Op::to_gpu, 1, kPageBytes);
-    for (Ticket ticket = 1; ticket < kDepth; ++ticket)
-        if (do_submit(page, ticket) != IoStatus::ok)
-            return Error{Errc::failed, 0, "filling a GPU queue failed", "See the kernel log (\"Xid\")"};
-    return run(page);
+    if (auto ok = fill(page); !ok) return ok;
+    if (backend_.caps().turbo) {
+        set_mode(EngineMode::turbo);
+        if (auto ok = fill(page); !ok) return ok;
+        for (std::size_t n = 0; n < PageLauncher::kStreams; ++n)
+            if (auto ok = run(copies_of(Copy::Op::to_gpu, kPageKernelLarge, kPageBytes)); !ok) return ok;
+        set_mode(EngineMode::copy);
+    }
+    return calibrate(host, segment);
 }
 
 /// Finds from how many pages on a batch, and a kernel, beat single copies; once for each GPU, since it takes
@@ -228,14 +221,36 @@ Result<std::uint64_t> CudaQueue::time_of(std::span<const Copy> copies, Threshold
 
 /// Submits and waits. Also the first use of the calls that poll makes.
 Result<void> CudaQueue::run(std::span<const Copy> copies) {
-    if (do_submit(copies, kDepth) != IoStatus::ok)
+    ends_.clear();  // the ticket is the same each time
+    IoStatus status = do_submit(copies, kDepth);
+    if (status == IoStatus::ok) status = await(kDepth);
+    if (status != IoStatus::ok)
         return Error{Errc::failed, 0, fmt::format("the first {} copies of a GPU queue failed", copies.size()),
                      "See the kernel log (\"Xid\")"};
-    CuResult result = api_.stream_synchronize(stream_);
-    if (result == code::kSuccess) result = api_.stream_query(stream_);
-    if (result == code::kSuccess && marker_ == Marker::event) result = api_.event_query(events_[0]);
-    if (result != code::kSuccess) return backend_.fail(result, "the first use of a GPU queue");
+    const CuResult result = api_.stream_query(stream_);
+    if (result != code::kSuccess && result != code::kNotReady)
+        return backend_.fail(result, "the first use of a GPU queue");
     return {};
+}
+
+/// Submits the copies as often as the queue is deep: the driver's rings and pools grow with what is in
+/// flight.
+Result<void> CudaQueue::fill(std::span<const Copy> copies) {
+    ends_.clear();
+    IoStatus status = IoStatus::ok;
+    for (Ticket ticket = 1; ticket <= kDepth && status == IoStatus::ok; ++ticket)
+        status = do_submit(copies, ticket);
+    for (Ticket ticket = 1; ticket <= kDepth && status == IoStatus::ok; ++ticket) status = await(ticket);
+    if (status == IoStatus::ok) return {};
+    return Error{Errc::failed, 0, "filling a GPU queue failed", "See the kernel log (\"Xid\")"};
+}
+
+IoStatus CudaQueue::await(Ticket ticket) {
+    for (;;) {
+        const IoStatus status = do_poll(ticket);
+        if (status != IoStatus::pending) return status;
+        cpu_relax();
+    }
 }
 
 /// Does without batches if this driver refuses them.
@@ -256,6 +271,7 @@ std::uint64_t CudaQueue::do_segment_bytes(SegmentId segment) const {
 
 IoStatus CudaQueue::do_submit(std::span<const Copy> copies, Ticket ticket) {
     if (backend_.health() != Health::good) return IoStatus::io_error;
+    shared_.reset(ticket % kDepth);
     CuResult result = backend_.make_current();
     if (result == code::kSuccess && worth_a_kernel(copies)) {
         result = copy_turbo(copies, ticket);
@@ -323,9 +339,23 @@ bool CudaQueue::worth_a_kernel(std::span<const Copy> copies) const {
     return false;
 }
 
-/// Also marks the end: the last launch does it by itself where it can.
+/// One launch can take all of it.
+bool CudaQueue::can_share(std::span<const Copy> copies) const {
+    if (launcher_ == nullptr) return false;
+    std::size_t pages = 0;
+    for (const Copy& copy : copies) {
+        if (!for_kernel(copy)) return false;
+        pages += copy.bytes / kPageBytes;
+    }
+    return pages <= kPageKernelLarge;
+}
+
+/// Also marks the end. What cannot be shared goes by launches on the own stream, together with the copies
+/// that are none for a kernel: their ends are one.
 CuResult CudaQueue::copy_turbo(std::span<const Copy> copies, Ticket ticket) {
-    pair_count_ = 0;
+    if (launcher_ != nullptr) launcher_->settle(batch_);
+    const bool shared = can_share(copies);
+    batch_.pages = 0;
     for (const Copy& copy : copies)
         if (!for_kernel(copy))
             if (const CuResult result = copy_each({&copy, 1}); result != code::kSuccess) return result;
@@ -334,32 +364,45 @@ CuResult CudaQueue::copy_turbo(std::span<const Copy> copies, Ticket ticket) {
         const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
         const CuDevicePtr host = host_address(copy.host);
         for (std::uint32_t at = 0; at < copy.bytes; at += kPageBytes) {
-            if (pair_count_ == kPageKernelLarge)
-                if (const CuResult result = launch_pages({}); result != code::kSuccess) return result;
-            pairs_[pair_count_++] =
+            if (batch_.pages == kPageKernelLarge)
+                if (const CuResult result = launch_pages(); result != code::kSuccess) return result;
+            batch_.pairs[batch_.pages++] =
                 copy.op == Copy::Op::to_gpu ? PagePair{gpu + at, host + at} : PagePair{host + at, gpu + at};
         }
     }
-    if (marker_ == Marker::write_value)
-        return launch_pages({counter_, word_on_gpu_, static_cast<std::uint32_t>(ticket)});
-    const CuResult result = launch_pages({});
-    return result == code::kSuccess ? mark(ticket) : result;
+    if (!shared) return launch_last_pages(ticket);
+    shared_.set(ticket % kDepth);
+    batch_.ticket = ticket;
+    batch_.tell = ends_.tell(ticket);
+    launcher_->publish(batch_);
+    return code::kSuccess;
 }
 
-/// The driver copies the parameters before it returns.
-CuResult CudaQueue::launch_pages(const PageKernelEnd& end) {
-    const PageKernels& kernels = backend_.kernels();
-    const CuFunction kernel = pair_count_ <= kPageKernelSmall ? kernels.small : kernels.large;
-    PageKernelEnd told = end;
-    void* parameters[] = {pairs_.data(), &told.counter, &told.word, &told.ticket};
-    const auto pages = static_cast<unsigned>(std::exchange(pair_count_, 0));
-    return api_.launch_kernel(kernel, pages, 1, 1, kPageKernelThreads, 1, 1, 0, stream_, parameters, nullptr);
+/// On the own stream; nobody is told.
+CuResult CudaQueue::launch_pages() {
+    const std::size_t pages = std::exchange(batch_.pages, 0);
+    return backend_.kernels().launch(api_, stream_, batch_.pairs, pages, PageKernelEnd{});
+}
+
+/// The last launch tells the end by itself where it can.
+CuResult CudaQueue::launch_last_pages(Ticket ticket) {
+    if (marker_ == Marker::event) {
+        const CuResult result = launch_pages();
+        return result == code::kSuccess ? mark(ticket) : result;
+    }
+    end_.tells[0] = ends_.tell(ticket);
+    end_.count = 1;
+    return backend_.kernels().launch(api_, stream_, batch_.pairs, batch_.pages, end_);
 }
 
 CuResult CudaQueue::mark(Ticket ticket) {
-    if (marker_ == Marker::write_value)
-        return write_value_(stream_, word_on_gpu_, static_cast<std::uint32_t>(ticket), kWriteValueDefault);
-    return api_.event_record(events_[ticket % kDepth], stream_);
+    return marker_ == Marker::write_value ? mark_by_value(ticket)
+                                          : api_.event_record(events_[ticket % kDepth], stream_);
+}
+
+CuResult CudaQueue::mark_by_value(Ticket ticket) {
+    const PageTell tell = ends_.tell(ticket);
+    return write_value_(stream_, tell.word, tell.value, kWriteValueDefault);
 }
 
 /// After a refusal: lets what was accepted of the submission end, since the caller will use its memory again.
@@ -372,13 +415,15 @@ void CudaQueue::quiesce() {
 
 IoStatus CudaQueue::do_poll(Ticket ticket) {
     if (marker_ == Marker::event) return poll_event(ticket);
-    if (reached(std::atomic_ref<std::uint32_t>(*word_).load(std::memory_order_acquire), ticket)) {
+    const IoStatus told = ends_.look(ticket);
+    if (told != IoStatus::pending) {
         polls_ = 0;
-        return IoStatus::ok;
+        return told;
     }
     // What was complete before the loss was seen above; the rest never will be.
     if (backend_.health() != Health::good) return IoStatus::io_error;
-    return stalled() ? query_stream() : IoStatus::pending;
+    if (launcher_ != nullptr) launcher_->help(batch_);
+    return stalled() ? look_for_loss(ticket) : IoStatus::pending;
 }
 
 /// True if it is time to ask the driver. The first reading of the clock in a stall only starts the interval.
@@ -392,8 +437,13 @@ bool CudaQueue::stalled() {
     return true;
 }
 
-/// A context that died never writes the word: only a call tells.
-IoStatus CudaQueue::query_stream() {
+/// A context that died never writes the word: only a call tells. A shared launch may be on any stream; they
+/// are asked in turn.
+IoStatus CudaQueue::look_for_loss(Ticket ticket) {
+    if (shared_.test(ticket % kDepth)) {
+        const IoStatus status = judge(launcher_->query(looks_++));
+        return status == IoStatus::ok ? IoStatus::pending : status;
+    }
     CuResult result = backend_.make_current();
     if (result == code::kSuccess) result = api_.stream_query(stream_);
     return judge(result);

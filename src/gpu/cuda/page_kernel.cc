@@ -6,12 +6,18 @@
 namespace vramswap::cuda {
 namespace {
 
-static_assert(sizeof(PagePair) == 16);
+/// What a kernel for sm_50 can take (CUDA C++ Programming Guide, "Function parameters").
+constexpr std::size_t kParameterBytesMax = 4096;
 
-/// {0}: name, {1}: bytes of pairs. %rd4 and %rd5 are the page's addresses, %rd7 and %rd8 the thread's. One
-/// thread's membar.sys after the barrier covers what the whole block has written.
+static_assert(sizeof(PagePair) == 16);
+static_assert(sizeof(PageTell) == 16 && offsetof(PageTell, value) == 8);
+static_assert(sizeof(PagePairs) + sizeof(PageKernelEnd) <= kParameterBytesMax);
+
+/// {0}: name, {1}: bytes of pairs, {2}: bytes of tells. %rd4 and %rd5 are the page's addresses, %rd7 and %rd8
+/// the thread's. One thread's membar.sys after the barrier covers what the whole block has written; the one
+/// after the count covers what all blocks have written, for all words. %rd2 and %r6 walk through the tells.
 constexpr const char* kKernel = R"(
-.visible .entry {0}(.param .align 8 .b8 pairs[{1}], .param .u64 counter, .param .u64 word, .param .u32 ticket)
+.visible .entry {0}(.param .align 8 .b8 pairs[{1}], .param .align 8 .b8 tells[{2}], .param .u64 counter, .param .u32 count)
 {{
     .reg .pred %p;
     .reg .b32 %r<9>;
@@ -41,20 +47,38 @@ constexpr const char* kKernel = R"(
     setp.ne.u32 %p, %r7, %r6;
     @%p bra END;
     membar.sys;
-    ld.param.u64 %rd10, [word];
-    ld.param.u32 %r7, [ticket];
+    ld.param.u32 %r6, [count];
+    mov.b64 %rd2, tells;
+TELL:
+    ld.param.u64 %rd10, [%rd2];
+    ld.param.u32 %r7, [%rd2+8];
     st.volatile.global.u32 [%rd10], %r7;
+    add.s64 %rd2, %rd2, 16;
+    sub.u32 %r6, %r6, 1;
+    setp.ne.u32 %p, %r6, 0;
+    @%p bra TELL;
 END:
     ret;
 }}
 )";
 
+std::string kernel(const char* name, std::size_t pages) {
+    return fmt::format(kKernel, name, pages * sizeof(PagePair), kPageKernelTells * sizeof(PageTell));
+}
+
 }  // namespace
 
 std::string page_kernels_ptx() {
     return ".version 4.0\n.target sm_50\n.address_size 64\n" +
-           fmt::format(kKernel, kPageKernelSmallName, kPageKernelSmall * sizeof(PagePair)) +
-           fmt::format(kKernel, kPageKernelLargeName, kPageKernelLarge * sizeof(PagePair));
+           kernel(kPageKernelSmallName, kPageKernelSmall) + kernel(kPageKernelLargeName, kPageKernelLarge);
+}
+
+CuResult PageKernels::launch(const CudaApi& api, CuStream stream, const PagePairs& pairs, std::size_t pages,
+                             const PageKernelEnd& end) const {
+    // The driver's argument is an array of pointers to what it only reads.
+    const void* parameters[] = {pairs.data(), end.tells.data(), &end.counter, &end.count};
+    return api.launch_kernel(pages <= kPageKernelSmall ? small : large, static_cast<unsigned>(pages), 1, 1,
+                             kPageKernelThreads, 1, 1, 0, stream, const_cast<void**>(parameters), nullptr);
 }
 
 }  // namespace vramswap::cuda
