@@ -390,7 +390,7 @@ class SeedRun {
 
 void SeedRun::operate() {
     const std::uint64_t what = random_.below(100);
-    if (what < 29)
+    if (what < 27)
         write(random_range(kRequestPagesMax));
     else if (what < 32)
         scatter();
@@ -398,9 +398,9 @@ void SeedRun::operate() {
         read();
     else if (what < 60)
         discard();
-    else if (what < 75)
+    else if (what < 71)
         step();
-    else if (what < 78)
+    else if (what < 79)
         merge();
     else if (what < 82)
         store_->maintain();
@@ -478,7 +478,10 @@ void SeedRun::change_weather() {
 
 void SeedRun::step() {
     store_.advance(random_.below(3'000'000));
-    (void)(random_.one_in(4) ? store_.step_early() : store_.step());
+    if (random_.one_in(4))
+        (void)store_.step_early();
+    else
+        (void)(random_.one_in(3) ? store_.step() : store_.step_flusher());
 }
 
 /// What is merged is not sent yet.
@@ -1084,6 +1087,9 @@ TEST_P(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     stop = true;
     maintainer.join();
     store->flusher().stop();
+    if (GetParam().mergers != 0u) {
+        EXPECT_GT(store->stats().images_completed, 0u);
+    }
 
     gpu.faults().corrupt_reads = gpu.faults().fail_copies = 0;
     ASSERT_TRUE(store.drain());

@@ -61,8 +61,12 @@ class SteppedStore {
 
     /// One round at a time when everything dirty is due. What waits for a merger then is merged, too.
     std::uint64_t step() {
-        std::uint64_t next = store_->flusher().step(now_);
-        if (merge_one()) next = store_->flusher().step(now_);
+        const std::uint64_t next = step_flusher();
+        return merge_one() ? step_flusher() : next;
+    }
+    /// The same without a merger: what waits for one goes on waiting.
+    std::uint64_t step_flusher() {
+        const std::uint64_t next = store_->flusher().step(now_);
         if (next != Flusher::kNow && next != Flusher::kNever) now_ = std::max(now_, next);
         return next;
     }
