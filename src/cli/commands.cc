@@ -77,13 +77,17 @@ void add_bench(CLI::App& app, BenchOptions& o, int& exit_status) {
     c->add_option("--threads", r.threads, "Threads of the jobs with many; 0 = one for each CPU, at most 8")
         ->check(CLI::Range(0, 64))
         ->capture_default_str();
+    c->add_option("--mergers", r.mergers,
+                  "Threads that complete half-full images; 0 = the flusher's own, -1 = as many as `up` takes")
+        ->check(CLI::Range(-1, 4))
+        ->capture_default_str();
     c->add_option("--only", r.only, "Only these measurements, comma-separated")->delimiter(',');
     c->add_flag_callback(
         "--quick", [&r] { r.extent = "quick"; }, "Without the sweeps over block size and depth");
     CLI::Option* swap = c->add_flag_callback(
         "--swap", [&o] { o.subject = BenchOptions::Subject::swap; },
         "Measure the whole way through the kernel instead, and the same for other swap on this machine");
-    for (const char* of_the_store : {"--seconds", "--mode", "--threads", "--only", "--quick"})
+    for (const char* of_the_store : {"--seconds", "--mode", "--threads", "--mergers", "--only", "--quick"})
         swap->excludes(c->get_option(of_the_store));
     c->add_option("--against", o.swap.against, "With --swap: zram, file, both, comma-separated, or none")
         ->delimiter(',')

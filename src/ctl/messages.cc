@@ -91,6 +91,7 @@ void fields(B& b, Visit visit) {
     visit("mode", b.mode);
     visit("extent", b.extent);
     visit("threads", b.threads);
+    visit("mergers", b.mergers);
     visit("only", b.only);
 }
 

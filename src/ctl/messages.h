@@ -81,6 +81,7 @@ struct BenchRequest {
     std::string mode = "both";      ///< copy, turbo, both
     std::string extent = "full";    ///< quick, full
     std::uint32_t threads = 0;      ///< 0 = chosen
+    std::int32_t mergers = -1;      ///< threads that complete images; -1 = chosen
     std::vector<std::string> only;  ///< names of measurements; empty = all
 };
 [[nodiscard]] std::string to_json(const BenchRequest& request);

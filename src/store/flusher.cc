@@ -12,8 +12,6 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "store/checksum.h"
-#include "store/page_memory.h"
 
 namespace vramswap {
 namespace {
@@ -32,13 +30,15 @@ void warm_up_thread(TransferQueue& queue) {
 }
 
 Flusher::Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> to_gpu,
-                 std::unique_ptr<TransferQueue> from_gpu, std::uint64_t age_ns_max, const CopyCosts& costs)
+                 std::unique_ptr<TransferQueue> from_gpu, std::uint64_t age_ns_max, const CopyCosts& costs,
+                 std::uint32_t mergers)
     : parts_(parts),
       to_gpu_(std::move(to_gpu)),
       from_gpu_(std::move(from_gpu)),
       age_ns_max_(age_ns_max),
       costs_(costs),
       free_images_low_(parts.stage->free_images_low()),
+      mergers_(parts, mergers),
       flying_(parts.stage->images(), 0),
       event_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     due_.reserve(parts.stage->images());
@@ -51,6 +51,7 @@ Flusher::~Flusher() {
 }
 
 void Flusher::start() {
+    mergers_.start();
     stopping_.store(false);
     sigset_t all;
     sigset_t before;
@@ -66,6 +67,7 @@ void Flusher::stop() {
     stopping_.store(true);
     kick(true);
     thread_.join();
+    mergers_.stop();
 }
 
 void Flusher::run() {
@@ -95,14 +97,25 @@ void Flusher::run() {
 bool Flusher::await_flight(std::uint64_t since) {
     constexpr std::uint64_t kMomentNs = 10'000;
     do {
-        for (const Flight& flight : flights_) {
-            if (flight.phase == Flight::Phase::idle) continue;
-            TransferQueue& queue = flight.phase == Flight::Phase::fetching ? *from_gpu_ : *to_gpu_;
-            if (queue.poll(flight.ticket) != IoStatus::pending) return true;
-        }
+        if (std::ranges::any_of(flights_, [this](const Flight& f) { return has_news(f); })) return true;
         cpu_relax();
     } while (now_ns() - since < kMomentNs);
     return false;
+}
+
+/// Its copies have ended, or its merger has.
+bool Flusher::has_news(const Flight& flight) const {
+    switch (flight.phase) {
+        case Flight::Phase::idle:
+            return false;
+        case Flight::Phase::fetching:
+            return from_gpu_->poll(flight.ticket) != IoStatus::pending;
+        case Flight::Phase::merging:
+            return flight.merge->is_done();
+        case Flight::Phase::sending:
+            return to_gpu_->poll(flight.ticket) != IoStatus::pending;
+    }
+    return true;
 }
 
 void Flusher::sleep_until(std::uint64_t when) {
@@ -181,14 +194,16 @@ std::uint64_t Flusher::find_due(std::uint64_t now) {
 /// When images run short, the oldest of the young are due too: as many as are missing, so that others fill up
 /// meanwhile.
 void Flusher::add_oldest_due() {
-    // Free, clean, on their way or due: they are free or will be without another flight.
-    const std::uint32_t coming = parts_.stage->images() - static_cast<std::uint32_t>(young_.size());
+    // Free, clean, on their way or due: they are free or will be soon. Not so those that are completed: as
+    // many more are sent, or there would never be one for each merger.
+    const std::uint32_t coming = parts_.stage->images() - static_cast<std::uint32_t>(young_.size()) -
+                                 std::min(images_with_mergers(), mergers_.threads());
     if (coming >= free_images_low_) return;
     const auto since = [this](std::uint32_t i) {
         return parts_.stage->header(i).dirty_since_ns.load(std::memory_order_relaxed);
     };
     std::ranges::sort(young_, [&](std::uint32_t a, std::uint32_t b) { return since(a) < since(b); });
-    const std::size_t missing = free_images_low_ - coming;  // young_ has more: low is less than all
+    const std::size_t missing = std::min<std::size_t>(free_images_low_ - coming, young_.size());
     due_.insert(due_.end(), young_.begin(), young_.begin() + static_cast<std::ptrdiff_t>(missing));
 }
 
@@ -226,21 +241,26 @@ PageRun Flusher::worth_completing(const PageBits& sent, const ImageHeader& heade
     std::uint64_t missing = 0;
     for (std::uint32_t p = span.first; p < span.first + span.count; ++p)
         if (!header.valid.test(p) && pages[p].state() != PageEntry::State::absent) ++missing;
-    return there_and_back + missing * costs_.merge_page_ns < in_runs ? span : PageRun{};
+    const std::uint64_t merging = missing * costs_.merge_page_ns;
+    // Mergers work side by side, and while other images are being copied.
+    const std::uint64_t completed = mergers_.threads() == 0
+                                        ? there_and_back + merging
+                                        : std::max(there_and_back, merging / mergers_.threads());
+    return completed < in_runs ? span : PageRun{};
 }
 
 // ---- flights ----
 
-Flusher::Flight* Flusher::idle_flight(bool with_scratch) {
-    // Those without scratch memory first.
-    for (std::size_t n = with_scratch ? Stage::kScratchChunks : kFlights; n-- > 0;)
-        if (flights_[n].phase == Flight::Phase::idle) return &flights_[n];
-    return nullptr;
+/// Images that are being fetched or merged.
+std::uint32_t Flusher::images_with_mergers() const {
+    return static_cast<std::uint32_t>(
+        std::ranges::count_if(flights_, [](const Flight& f) { return f.merge != nullptr; }));
 }
 
-std::byte* Flusher::scratch_of(const Flight& flight) const {
-    const auto n = static_cast<std::uint32_t>(&flight - flights_.data());
-    return n < Stage::kScratchChunks ? parts_.stage->scratch(n) : nullptr;
+Flusher::Flight* Flusher::idle_flight() {
+    for (Flight& flight : flights_)
+        if (flight.phase == Flight::Phase::idle) return &flight;
+    return nullptr;
 }
 
 /// Starts what is due; returns when the next image will be.
@@ -251,7 +271,7 @@ std::uint64_t Flusher::start_flights(std::uint64_t now) {
     to_gpu_->set_mode(mode);
     from_gpu_->set_mode(mode);
     for (std::size_t n = 0; n < due_.size();) {
-        Flight* flight = idle_flight(false);
+        Flight* flight = idle_flight();
         if (flight == nullptr) return kNow;
         n = start_flight(*flight, n, now);
         if (not_before_ns_ > now) return not_before_ns_;
@@ -264,23 +284,19 @@ std::size_t Flusher::start_flight(Flight& flight, std::size_t n, std::uint64_t n
     copies_scratch_.clear();
     bytes_scratch_ = 0;
     flight.count = 0;
-    flight.fetched = {};
+    flight.merge = nullptr;
     for (; n < due_.size() && flight.count < kLoadsMax; ++n) {
         if (copies_scratch_.size() >= kCopiesEnough || bytes_scratch_ >= kBytesEnough) break;
         const Begun begun = begin(flight, due_[n]);
-        if (begun == Begun::yes && flight.fetched.count != 0) {
+        if (begun == Begun::alone) break;
+        if (flight.merge != nullptr) {
             ++n;
             break;
         }
-        if (begun != Begun::alone) continue;
-        if (flight.count != 0) break;
-        Flight* other = idle_flight(true);
-        if (other != nullptr && other != &flight) return start_flight(*other, n, now);
-        // No scratch memory is free: its turn comes with the next step.
     }
     if (flight.count == 0) return n;
-    TransferQueue& queue = flight.fetched.count != 0 ? *from_gpu_ : *to_gpu_;
-    flight.phase = flight.fetched.count != 0 ? Flight::Phase::fetching : Flight::Phase::sending;
+    TransferQueue& queue = flight.merge != nullptr ? *from_gpu_ : *to_gpu_;
+    flight.phase = flight.merge != nullptr ? Flight::Phase::fetching : Flight::Phase::sending;
     if (queue.submit(copies_scratch_, flight.ticket) == IoStatus::pending)
         copies_.fetch_add(copies_scratch_.size(), std::memory_order_relaxed);
     else
@@ -288,7 +304,7 @@ std::size_t Flusher::start_flight(Flight& flight, std::size_t n, std::uint64_t n
     return n;
 }
 
-/// Takes one image into the flight and lists its copies. `alone`: it needs a flight of its own, with scratch.
+/// Takes one image into the flight and lists its copies. `alone`: it needs a flight of its own.
 Flusher::Begun Flusher::begin(Flight& flight, std::uint32_t image) {
     ImageHeader& h = parts_.stage->header(image);
     const std::uint32_t plus_one = h.chunk_plus_one.load(std::memory_order_acquire);
@@ -299,34 +315,28 @@ Flusher::Begun Flusher::begin(Flight& flight, std::uint32_t image) {
     if (!entry.image.has() || entry.image.get() != image || !h.dirty.any()) return Begun::no;
     const PageBits sent = bridged(h, chunk);
     const PageRun span = worth_completing(sent, h, chunk);
-    std::byte* const scratch = scratch_of(flight);
-    if (span.count != 0 && (flight.count != 0 || scratch == nullptr)) return Begun::alone;
+    Merge* const merge = span.count != 0 ? mergers_.idle() : nullptr;
+    if (span.count != 0 && merge == nullptr) return Begun::no;  // its turn comes with a later step
+    if (span.count != 0 && flight.count != 0) return Begun::alone;
     Load& load = flight.loads[flight.count++];
     load = {image, chunk.n, 0};
-    if (span.count != 0) {
+    if (merge != nullptr) {
         PageBits all;
         all.set_run(span);
-        list_copies(Copy::Op::from_gpu, load, all, scratch);
-        flight.fetched = span;
+        list_copies(Copy::Op::from_gpu, load, all, merge->scratch);
+        merge->image = image;
+        merge->chunk = chunk.n;
+        merge->fetched = span;
+        merge->state.store(Merge::State::fetching, std::memory_order_relaxed);
+        flight.merge = merge;
     } else {
         pages_bridged_.fetch_add(sent.count() - h.dirty.count(), std::memory_order_relaxed);
-        freeze(load, h, sent);
+        load.dirty = StoreParts::freeze(h, sent);
         list_copies(Copy::Op::to_gpu, load, sent, parts_.stage->page(image, 0));
     }
     ++entry.pins;
     flying_[image] = 1;
     return Begun::yes;
-}
-
-/// Under the chunk's lock. The bytes of these pages do not change until the flight ends; what VRAM has of
-/// them is unknown until then.
-void Flusher::freeze(Load& load, ImageHeader& header, const PageBits& pages) {
-    const std::uint32_t dirty = header.dirty.count();
-    header.in_flight.add(pages);
-    header.dirty.remove(pages);
-    const std::uint32_t left = header.dirty.count();
-    header.dirty_pages.store(left, std::memory_order_relaxed);
-    load.dirty += dirty - left;
 }
 
 /// Adds a copy for each run of these pages between the chunk in VRAM and its `host` memory. REQUIRES: a slot
@@ -345,57 +355,41 @@ void Flusher::list_copies(Copy::Op op, const Load& load, const PageBits& pages, 
 void Flusher::finish_flights(std::uint64_t now) {
     for (Flight& flight : flights_) {
         if (flight.phase == Flight::Phase::idle) continue;
-        const bool fetching = flight.phase == Flight::Phase::fetching;
-        const IoStatus status = (fetching ? from_gpu_ : to_gpu_)->poll(flight.ticket);
-        if (status == IoStatus::pending) continue;
-        if (fetching && status == IoStatus::ok && send_completed(flight)) continue;
-        finish(flight, fetching ? IoStatus::io_error : status, now);
+        const IoStatus status = advance(flight);
+        if (status != IoStatus::pending) finish(flight, status, now);
     }
 }
 
-/// The chunk was fetched: puts what the image lacks into it and sends it whole. False if the GPU refuses.
-bool Flusher::send_completed(Flight& flight) {
-    const PageBits sent = fill_gaps(flight);
-    const Load& load = flight.loads[0];
+/// Goes from fetching to merging to sending as far as it is. pending, or how the flight ended.
+IoStatus Flusher::advance(Flight& flight) {
+    if (flight.phase == Flight::Phase::sending) return to_gpu_->poll(flight.ticket);
+    if (flight.phase == Flight::Phase::fetching) {
+        const IoStatus fetched = from_gpu_->poll(flight.ticket);
+        if (fetched != IoStatus::ok) return fetched;
+        mergers_.hand_over(*flight.merge);
+        flight.phase = Flight::Phase::merging;
+    }
+    return flight.merge->is_done() ? send_completed(flight) : IoStatus::pending;
+}
+
+/// Its gaps are filled: sends it whole.
+IoStatus Flusher::send_completed(Flight& flight) {
+    Load& load = flight.loads[0];
+    load.dirty = flight.merge->dirty;
     copies_scratch_.clear();
-    list_copies(Copy::Op::to_gpu, load, sent, parts_.stage->page(load.image, 0));
-    if (to_gpu_->submit(copies_scratch_, flight.ticket) != IoStatus::pending) return false;
+    list_copies(Copy::Op::to_gpu, load, flight.merge->sent, parts_.stage->page(load.image, 0));
+    release_merge(flight);
+    if (to_gpu_->submit(copies_scratch_, flight.ticket) != IoStatus::pending) return IoStatus::io_error;
     copies_.fetch_add(copies_scratch_.size(), std::memory_order_relaxed);
     completed_images_.fetch_add(1, std::memory_order_relaxed);
     flight.phase = Flight::Phase::sending;
-    return true;
+    return IoStatus::pending;
 }
 
-/// Freezes and returns what is to be sent: all that was fetched, but for pages that came wrong. Sent back,
-/// they would overwrite what is perhaps right in VRAM.
-PageBits Flusher::fill_gaps(Flight& flight) {
-    constexpr std::uint32_t kPagesAtOnce = 8;  // a writer of the chunk waits no longer
-    Load& load = flight.loads[0];
-    ChunkEntry& entry = parts_.state.chunks()[load.chunk];
-    ImageHeader& h = parts_.stage->header(load.image);
-    const PageIndex first_of_chunk = first_page({load.chunk});
-    const std::byte* scratch = scratch_of(flight);
-    const std::uint32_t end = flight.fetched.first + flight.fetched.count;
-    PageBits all;
-    for (std::uint32_t first = flight.fetched.first; first < end; first += kPagesAtOnce) {
-        PageBits sent;
-        const ChunkLock lock(entry);
-        for (std::uint32_t p = first; p < std::min(first + kPagesAtOnce, end); ++p) {
-            if (p + 1 < end) prefetch_page(scratch + (p + 1) * kPageBytes);
-            const PageIndex index{first_of_chunk.n + p};
-            const PageEntry& page = parts_.state.pages()[index.n];
-            if (!h.valid.test(p) && page.state() != PageEntry::State::absent) {
-                const std::byte* fetched = scratch + p * kPageBytes;
-                if (!page.holds(page_checksum(fetched, index))) continue;
-                stream_page(parts_.stage->page(load.image, p), fetched);
-                h.valid.set(p);
-            }
-            sent.set(p);
-        }
-        freeze(load, h, sent);
-        all.add(sent);
-    }
-    return all;
+void Flusher::release_merge(Flight& flight) {
+    if (flight.merge == nullptr) return;
+    flight.merge->state.store(Merge::State::idle, std::memory_order_relaxed);
+    flight.merge = nullptr;
 }
 
 void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
@@ -403,6 +397,7 @@ void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
         finish_load(flight.loads[n], status, now);
         flying_[flight.loads[n].image] = 0;
     }
+    release_merge(flight);
     flight.phase = Flight::Phase::idle;
     if (status == IoStatus::ok) {
         if (failures_in_row_ != 0) parts_.refuse_writes.store(false);

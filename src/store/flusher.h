@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Flusher: moves dirty stage pages to VRAM in runs as long as they come, and keeps some images free for
-// writers. One per GPU, with a thread of its own; tests call step() instead. In the thread nothing allocates
-// or blocks but the wait for work. After a failed copy the pages are dirty again and the copy is repeated
-// with growing pauses.
+// writers. One per GPU, with a thread of its own and its mergers'; tests call step() and merge_one() instead.
+// In the threads nothing allocates or blocks but the wait for work. After a failed copy the pages are dirty
+// again and the copy is repeated with growing pauses.
 //
 // An image with many small runs costs a copy for each. Two things make it fewer: a gap between two runs is
 // sent too if what is there may be sent (pages that are absent, or clean in the image); and where many pages
-// are in VRAM only, the chunk's span is fetched, the gaps are filled from it, and the image is sent in one
-// piece. CopyCosts decide. Either way the bytes that are being sent do not change until the flight ends, and
-// over a page that only VRAM has nothing is sent but that page, checked.
+// are in VRAM only, the chunk's span is fetched, the gaps are filled from it (by a merger: store/mergers.h),
+// and the image is sent in one piece. CopyCosts decide. Either way the bytes that are being sent do not
+// change until the flight ends, and over a page that only VRAM has nothing is sent but that page, checked.
 #pragma once
 
 #include <array>
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "store/copy_costs.h"
+#include "store/mergers.h"
 #include "store/parts.h"
 
 namespace vramswap {
@@ -27,6 +28,8 @@ namespace vramswap {
 struct FlusherConfig {
     std::uint64_t age_ns_max = 2'000'000;  ///< a page is dirty this long at most without need
     std::optional<CopyCosts> costs{};      ///< none: measured at start
+    /// Threads that complete images, 0: the flusher's own; none: chosen for this machine.
+    std::optional<std::uint32_t> mergers{};
 };
 
 /// Runs one empty submission to its end (or error, or half a second), so that the GPU library's first call on
@@ -37,21 +40,24 @@ class Flusher {
   public:
     /// The queues are this flusher's alone: one to VRAM, one from it.
     Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> to_gpu, std::unique_ptr<TransferQueue> from_gpu,
-            std::uint64_t age_ns_max, const CopyCosts& costs);
+            std::uint64_t age_ns_max, const CopyCosts& costs, std::uint32_t mergers);
     ~Flusher();
     Flusher(const Flusher&) = delete;
     Flusher& operator=(const Flusher&) = delete;
 
-    /// Starts and stops the thread. Control thread.
+    /// Starts and stops the threads. Control thread.
     void start();
     void stop();
 
     /// What to do after a step: go on at once, or sleep until a time or a kick.
     static constexpr std::uint64_t kNow = 0;
     static constexpr std::uint64_t kNever = ~std::uint64_t{0};
-    /// One round: completes copies, starts due ones, frees images. Returns kNow while copies are in flight,
-    /// else the time of the next duty or kNever. For the thread, or for a test that runs no thread.
+    /// One round: completes copies, starts due ones, frees images. Returns kNow while copies are in flight or
+    /// with a merger, else the time of the next duty or kNever. For the thread, or for a test that runs no
+    /// thread.
     std::uint64_t step(std::uint64_t now);
+    /// What a merger does with one image; false if none waits for it. For a test that runs no thread.
+    bool merge_one() { return mergers_.merge_one(); }
 
     /// From I/O threads after making pages dirty. `urgent`: an image is full or the pool is short.
     void kick(bool urgent) noexcept;
@@ -85,16 +91,17 @@ class Flusher {
         std::uint32_t dirty = 0;  ///< pages that were dirty when they were sent
     };
     static constexpr std::size_t kLoadsMax = 32;
-    /// Several images in one submission, or one that is completed: first fetched, then sent.
+    /// Several images in one submission, or one that is completed: first fetched, then merged, then sent.
     struct Flight {
-        enum class Phase : std::uint8_t { idle, fetching, sending };
+        enum class Phase : std::uint8_t { idle, fetching, merging, sending };
         Phase phase = Phase::idle;
         Ticket ticket = 0;
         std::uint32_t count = 0;
         std::array<Load, kLoadsMax> loads{};
-        PageRun fetched{};  ///< pages of loads[0] that were fetched to the scratch of this flight's number
+        Merge* merge = nullptr;  ///< of loads[0], if it is being fetched or merged
     };
-    static constexpr std::size_t kFlights = 6;
+    /// Some are left for other images when all scratch memory is in use.
+    static constexpr std::size_t kFlights = Mergers::kMergesMax + 3;
     /// A submission of less is joined by the next image.
     static constexpr std::size_t kCopiesEnough = 64;
     static constexpr std::uint64_t kBytesEnough = 1u << 20;
@@ -103,6 +110,7 @@ class Flusher {
 
     void run();
     bool await_flight(std::uint64_t since);
+    [[nodiscard]] bool has_news(const Flight& flight) const;
     void sleep_until(std::uint64_t when);
     [[nodiscard]] bool wants_to_drain() const;
 
@@ -114,12 +122,12 @@ class Flusher {
     [[nodiscard]] PageBits bridged(const ImageHeader& header, ChunkIndex chunk) const;
     [[nodiscard]] PageRun worth_completing(const PageBits& sent, const ImageHeader& header,
                                            ChunkIndex chunk) const;
-    bool send_completed(Flight& flight);
-    PageBits fill_gaps(Flight& flight);
-    static void freeze(Load& load, ImageHeader& header, const PageBits& pages);
     void list_copies(Copy::Op op, const Load& load, const PageBits& pages, std::byte* host);
 
     void finish_flights(std::uint64_t now);
+    IoStatus advance(Flight& flight);
+    IoStatus send_completed(Flight& flight);
+    static void release_merge(Flight& flight);
     void finish(Flight& flight, IoStatus status, std::uint64_t now);
     void finish_load(const Load& load, IoStatus status, std::uint64_t now);
     void note_failure(std::uint64_t now);
@@ -127,8 +135,8 @@ class Flusher {
     void free_clean_images();
     bool free_if_clean(std::uint32_t image);
     [[nodiscard]] bool in_flight(std::uint32_t image) const { return flying_[image] != 0; }
-    [[nodiscard]] Flight* idle_flight(bool with_scratch);
-    [[nodiscard]] std::byte* scratch_of(const Flight& flight) const;
+    [[nodiscard]] Flight* idle_flight();
+    [[nodiscard]] std::uint32_t images_with_mergers() const;
 
     StoreParts& parts_;
     const std::unique_ptr<TransferQueue> to_gpu_;
@@ -136,6 +144,7 @@ class Flusher {
     const std::uint64_t age_ns_max_;
     const CopyCosts costs_;
     const std::uint32_t free_images_low_;
+    Mergers mergers_;
 
     // The flusher thread's own.
     std::array<Flight, kFlights> flights_{};

@@ -4,6 +4,9 @@
 #include <fmt/format.h>
 #include <sys/eventfd.h>
 
+#include <algorithm>
+#include <thread>
+
 #include "base/log.h"
 #include "store/store_queue.h"
 
@@ -11,6 +14,13 @@ namespace vramswap {
 namespace {
 /// A request of the largest size touches so many chunks, and needs an image of each at once.
 constexpr std::uint64_t kImagesMin = BlockRequest::kMaxTransferBytes / kChunkBytes + 1;
+
+/// Threads that complete images: as asked for, or as many as suit this machine.
+std::uint32_t choose_mergers(const StoreConfig& config) {
+    if (config.flusher.mergers) return std::min(*config.flusher.mergers, Mergers::kThreadsMax);
+    return Mergers::threads_for(static_cast<std::uint32_t>(config.stage.n / kChunkBytes),
+                                std::thread::hardware_concurrency());
+}
 
 std::string segment_key(std::uint32_t number) {
     return fmt::format("segment-{}", number);
@@ -31,11 +41,13 @@ Result<std::unique_ptr<PageStore>> PageStore::create(Backend& gpu, const StoreCo
                      "Use mode copy. Turbo needs CUDA and a GPU from Maxwell on"};
     auto state = State::create({config.size, config.segment, static_cast<std::uint32_t>(images)});
     if (!state) return std::move(state).error();
-    auto stage = Stage::create(*state);
+    StoreConfig chosen = config;
+    chosen.flusher.mergers = choose_mergers(config);
+    auto stage = Stage::create(*state, Mergers::scratch_chunks(*chosen.flusher.mergers));
     if (!stage) return std::move(stage).error();
     auto parts = std::make_unique<StoreParts>(std::move(*state), std::move(*stage));
     std::unique_ptr<PageStore> store(new PageStore(gpu, keeper, std::move(parts)));
-    if (auto started = store->start_up(config); !started) return std::move(started).error();
+    if (auto started = store->start_up(chosen); !started) return std::move(started).error();
     return store;
 }
 
@@ -60,8 +72,9 @@ Result<void> PageStore::start_up(const StoreConfig& config) {
         config.flusher.costs
             ? *config.flusher.costs
             : measure_copy_costs(**to_gpu, gpu_.caps(), parts_->stage->memory(), parts_->segment_id(0));
-    flusher_ = std::make_unique<Flusher>(*parts_, std::move(*to_gpu), std::move(*from_gpu),
-                                         config.flusher.age_ns_max, costs);
+    flusher_ =
+        std::make_unique<Flusher>(*parts_, std::move(*to_gpu), std::move(*from_gpu),
+                                  config.flusher.age_ns_max, costs, config.flusher.mergers.value_or(0));
     return {};
 }
 

@@ -68,6 +68,15 @@ void StoreParts::mark_dirty(ImageHeader& header, std::uint64_t now) {
     header.dirty_pages.store(count, std::memory_order_seq_cst);  // before Flusher::kick looks who sleeps
 }
 
+std::uint32_t StoreParts::freeze(ImageHeader& header, const PageBits& pages) {
+    const std::uint32_t dirty = header.dirty.count();
+    header.in_flight.add(pages);
+    header.dirty.remove(pages);
+    const std::uint32_t left = header.dirty.count();
+    header.dirty_pages.store(left, std::memory_order_relaxed);
+    return dirty - left;
+}
+
 void StoreParts::notify_room(const QueueSlot* but) {
     const std::uint32_t used = queues_used.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < used; ++i)

@@ -79,6 +79,9 @@ class StoreParts {
     void release_if_empty(ChunkEntry& entry);
     /// Under the chunk's lock.
     void mark_dirty(ImageHeader& header, std::uint64_t now);
+    /// Under the chunk's lock. From now on the bytes of these pages do not change until they were sent; what
+    /// VRAM has of them is unknown until then. Returns how many were dirty.
+    static std::uint32_t freeze(ImageHeader& header, const PageBits& pages);
 
     /// Wakes the queues that wait for room, `but` for one (may be null).
     void notify_room(const QueueSlot* but = nullptr);

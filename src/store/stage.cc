@@ -5,8 +5,8 @@
 
 namespace vramswap {
 
-Result<std::unique_ptr<Stage>> Stage::create(const State& state) {
-    const std::size_t chunks = std::size_t{state.header().images} + kScratchChunks;
+Result<std::unique_ptr<Stage>> Stage::create(const State& state, std::uint32_t scratch_chunks) {
+    const std::size_t chunks = std::size_t{state.header().images} + scratch_chunks;
     auto memory = make_shared_memory("vramswap-stage", chunks * kChunkBytes);
     if (!memory) return std::move(memory).error();
     return std::unique_ptr<Stage>(new Stage(state.images(), std::move(*memory)));

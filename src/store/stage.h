@@ -24,8 +24,9 @@ namespace vramswap {
 
 class Stage {
   public:
-    /// Takes the headers from `state` (which must outlive it) and makes the memory for them, all images free.
-    static Result<std::unique_ptr<Stage>> create(const State& state);
+    /// Takes the headers from `state` (which must outlive it) and makes the memory for them, all images free,
+    /// and for so many chunks of scratch memory.
+    static Result<std::unique_ptr<Stage>> create(const State& state, std::uint32_t scratch_chunks);
     ~Stage();
     Stage(const Stage&) = delete;
     Stage& operator=(const Stage&) = delete;
@@ -40,8 +41,7 @@ class Stage {
         return memory_.bytes.data() + std::size_t{image} * kChunkBytes +
                std::size_t{page_in_chunk} * kPageBytes;
     }
-    /// Chunks of memory beside the images, for the flusher to work in.
-    static constexpr std::uint32_t kScratchChunks = 3;
+    /// A chunk of memory beside the images, for the flusher to work in.
     [[nodiscard]] std::byte* scratch(std::uint32_t n) const { return page(images() + n, 0); }
     [[nodiscard]] std::uint32_t images() const { return static_cast<std::uint32_t>(headers_.size()); }
     /// Sequentially consistent: a queue that registers for room and then sees 0 is woken by the next give.

@@ -142,8 +142,8 @@ struct Place {
 
 /// What happened, over all seeds. The model is worth nothing for what never happens in it.
 struct Coverage {
-    std::uint64_t direct_pages = 0, bridged_pages = 0, completed_images = 0, flush_errors = 0,
-                  reread_pages = 0;
+    std::uint64_t direct_pages = 0, bridged_pages = 0, completed_images = 0, merged_images = 0,
+                  merged_between_steps = 0, flush_errors = 0, reread_pages = 0;
     std::uint64_t writes_pending = 0, writes_several_pending = 0, writes_failed_pending = 0,
                   writes_overtaken = 0;
     std::uint64_t large_writes_retried = 0, writes_retried = 0, reads_retried = 0, discards_retried = 0;
@@ -161,6 +161,8 @@ struct Coverage {
         return {{"pages written direct", direct_pages},
                 {"pages bridged", bridged_pages},
                 {"images completed", completed_images},
+                {"images completed by mergers", merged_images},
+                {"images merged between two steps", merged_between_steps},
                 {"flushes failed", flush_errors},
                 {"pages read again", reread_pages},
                 {"writes pending", writes_pending},
@@ -203,6 +205,11 @@ CopyCosts random_costs(Random& random) {
             return costs;
         }
     }
+}
+
+/// Half of the seeds have mergers; without threads here, so that each of their steps is chosen.
+std::uint32_t random_mergers(Random& random) {
+    return random.one_in(2) ? 0 : 1 + static_cast<std::uint32_t>(random.below(Mergers::kThreadsMax));
 }
 
 // ---- faults ----
@@ -276,7 +283,12 @@ class SeedRun {
           coverage_(coverage),
           gpu_(vram_),
           book_(gpu_.faults()),
-          store_(gpu_, {kDevice, kSegment, kStage, {.costs = random_costs(random_)}}, nullptr) {
+          store_(gpu_,
+                 {kDevice,
+                  kSegment,
+                  kStage,
+                  {.costs = random_costs(random_), .mergers = random_mergers(random_)}},
+                 nullptr) {
         book_.vram_may_be_short = vram_ < kVramEnough;
         for (auto& queue : queues_) queue = std::move(*store_->make_queue(kQueueDepth));
     }
@@ -292,6 +304,7 @@ class SeedRun {
         if (good_) check_rewriting();
         if (good_) check_emptiness();
         coverage_.add(store_->stats());
+        coverage_.merged_images += store_.merged();
         return good_;
     }
 
@@ -303,6 +316,7 @@ class SeedRun {
     void read();
     void change_weather();
     void step();
+    void merge();
     IoStatus submit(Place& place, std::uint32_t q);
     IoStatus submit_once(BlockRequest& request, std::uint32_t q);
     bool insist(BlockRequest& request, std::uint32_t q);
@@ -376,7 +390,7 @@ class SeedRun {
 
 void SeedRun::operate() {
     const std::uint64_t what = random_.below(100);
-    if (what < 29)
+    if (what < 27)
         write(random_range(kRequestPagesMax));
     else if (what < 32)
         scatter();
@@ -384,8 +398,10 @@ void SeedRun::operate() {
         read();
     else if (what < 60)
         discard();
-    else if (what < 78)
+    else if (what < 71)
         step();
+    else if (what < 79)
+        merge();
     else if (what < 82)
         store_->maintain();
     else if (what < 94)
@@ -462,7 +478,15 @@ void SeedRun::change_weather() {
 
 void SeedRun::step() {
     store_.advance(random_.below(3'000'000));
-    (void)(random_.one_in(4) ? store_.step_early() : store_.step());
+    if (random_.one_in(4))
+        (void)store_.step_early();
+    else
+        (void)(random_.one_in(3) ? store_.step() : store_.step_flusher());
+}
+
+/// What is merged is not sent yet.
+void SeedRun::merge() {
+    if (store_.merge_one()) ++coverage_.merged_between_steps;
 }
 
 // -- operations --
@@ -799,10 +823,10 @@ TEST(StoreModel, AgreesWithAMapOfPages) {
 }
 
 // ---- threads ----
-// Three threads with a queue each, the flusher's own thread, and one that maintains. A page's content names
-// the page. Pages written by one thread only must hold exactly what it wrote last, or what it is just
-// writing. Others may hold any version of themselves or zeros, and never half a version or another page.
-// Meant for ThreadSanitizer; the number of operations is fixed.
+// Three threads with a queue each, the flusher's own thread and its mergers, and one that maintains. A page's
+// content names the page. Pages written by one thread only must hold exactly what it wrote last, or what it
+// is just writing. Others may hold any version of themselves or zeros, and never half a version or another
+// page. Meant for ThreadSanitizer; the number of operations is fixed.
 
 /// Pages that belong together; large ones, so that writes go straight to VRAM, in some chunks.
 constexpr std::uint64_t block_pages(std::uint64_t page) {
@@ -1044,13 +1068,13 @@ void maintain_until(const std::atomic<bool>& stop, PageStore& store, SimFaults& 
     }
 }
 
-class StoreStress : public ::testing::TestWithParam<CopyCosts> {};
+class StoreStress : public ::testing::TestWithParam<FlusherConfig> {};
 
 TEST_P(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     const std::uint64_t operations = number_from_env("VRAMSWAP_STRESS_OPERATIONS", 4000);
     log_configure(LogStyle::plain, LogLevel::error, "store_model");
     SimGpu gpu(kVramEnough);
-    SteppedStore store(gpu, {kDevice, kSegment, kStage, {50'000, GetParam()}}, nullptr);
+    SteppedStore store(gpu, {kDevice, kSegment, kStage, GetParam()}, nullptr);
     std::vector<std::unique_ptr<StressThread>> clients;
     for (std::uint32_t n = 0; n < kQueues; ++n) clients.push_back(std::make_unique<StressThread>(*store, n));
     store->start();
@@ -1063,6 +1087,9 @@ TEST_P(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     stop = true;
     maintainer.join();
     store->flusher().stop();
+    if (GetParam().mergers != 0u) {
+        EXPECT_GT(store->stats().images_completed, 0u);
+    }
 
     gpu.faults().corrupt_reads = gpu.faults().fail_copies = 0;
     ASSERT_TRUE(store.drain());
@@ -1077,8 +1104,18 @@ TEST_P(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     EXPECT_EQ(store->stats().vram, kSegment);
 }
 
-INSTANTIATE_TEST_SUITE_P(FlushesAreSent, StoreStress, ::testing::Values(kSendRuns, kSendWhole),
-                         [](const auto& at) { return at.index == 0 ? "InRuns" : "Whole"; });
+constexpr std::uint64_t kStressAgeNs = 50'000;
+
+std::string stress_name(const ::testing::TestParamInfo<FlusherConfig>& at) {
+    constexpr std::array kNames{"InRuns", "Whole", "WholeByMergers"};
+    return kNames.at(at.index);
+}
+
+INSTANTIATE_TEST_SUITE_P(FlushesAreSent, StoreStress,
+                         ::testing::Values(FlusherConfig{kStressAgeNs, kSendRuns, 0},
+                                           FlusherConfig{kStressAgeNs, kSendWhole, 0},
+                                           FlusherConfig{kStressAgeNs, kSendWhole, 3}),
+                         stress_name);
 
 }  // namespace
 }  // namespace vramswap

@@ -50,7 +50,8 @@ class SteppedStore {
     /// `gpu` and `keeper` (may be null) must outlive it.
     SteppedStore(SimGpu& gpu, StoreConfig config, FdKeeper* keeper) {
         if (!config.flusher.costs)
-            config.flusher.costs = CopyCosts{};  // measured ones would differ each time
+            config.flusher.costs = CopyCosts{};                   // measured ones would differ each time
+        if (!config.flusher.mergers) config.flusher.mergers = 0;  // and so would these
         auto made = PageStore::create(gpu.backend(), config, keeper);
         if (!made) throw std::runtime_error(made.error().text());
         store_ = std::move(*made);
@@ -58,13 +59,25 @@ class SteppedStore {
     PageStore& operator*() { return *store_; }
     PageStore* operator->() { return store_.get(); }
 
-    /// One round at a time when everything dirty is due.
+    /// One round at a time when everything dirty is due. What waits for a merger then is merged, too.
     std::uint64_t step() {
+        const std::uint64_t next = step_flusher();
+        return merge_one() ? step_flusher() : next;
+    }
+    /// The same without a merger: what waits for one goes on waiting.
+    std::uint64_t step_flusher() {
         const std::uint64_t next = store_->flusher().step(now_);
         if (next != Flusher::kNow && next != Flusher::kNever) now_ = std::max(now_, next);
         return next;
     }
-    /// One round at a time when nothing is due by its age alone.
+    /// One round of a merger, if there are any and an image waits for one.
+    bool merge_one() {
+        const bool merged = store_->flusher().merge_one();
+        if (merged) ++merged_;
+        return merged;
+    }
+    [[nodiscard]] std::uint64_t merged() const { return merged_; }
+    /// One round at a time of the flusher when nothing is due by its age alone.
     std::uint64_t step_early() { return store_->flusher().step(1); }
     void advance(std::uint64_t ns) { now_ += ns; }
 
@@ -81,6 +94,7 @@ class SteppedStore {
 
   private:
     static constexpr int kStepsMax = 100'000;
+    std::uint64_t merged_ = 0;
     std::unique_ptr<PageStore> store_;
     /// Writes stamp pages with the real clock: far beyond it, all are due.
     std::uint64_t now_ = std::uint64_t{1} << 62;

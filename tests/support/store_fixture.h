@@ -52,8 +52,11 @@ class StoreTest : public ::testing::Test {
   protected:
     StoreTest() { make(mib(4), 4); }
 
-    static StoreConfig config(Bytes segment, std::uint64_t images, const CopyCosts& costs = {}) {
-        return {{kDevicePages * kPageBytes}, segment, {images * kChunkBytes}, {.costs = costs}};
+    [[nodiscard]] StoreConfig config(Bytes segment, std::uint64_t images, const CopyCosts& costs = {}) const {
+        return {{kDevicePages * kPageBytes},
+                segment,
+                {images * kChunkBytes},
+                {.costs = costs, .mergers = mergers_}};
     }
     /// Another store in place of the one there is.
     void make(Bytes segment, std::uint64_t images, Bytes vram = mib(64), const CopyCosts& costs = {}) {
@@ -164,6 +167,7 @@ class StoreTest : public ::testing::Test {
     }
 
     static constexpr std::uint32_t kDepth = 8;
+    std::uint32_t mergers_ = 0;  ///< of the stores that are made
     HostMemory memory_{BlockRequest::kMaxTransferBytes + kChunkBytes};
     HostMemory other_{kChunkBytes};
     HostMemory third_{kChunkBytes};

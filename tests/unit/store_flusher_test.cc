@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: MIT
 // How the flusher puts copies together: several images in one flight, gaps that are bridged, images completed
 // from VRAM, and all that can happen to their pages meanwhile.
-#include <dirent.h>
 #include <gtest/gtest.h>
 
 #include <array>
-#include <cstdlib>
-#include <fstream>
 #include <memory>
 #include <string>
-#include <thread>
+#include <tuple>
 
-#include "base/clock.h"
 #include "support/store_fixture.h"
+#include "support/threads.h"
 
 namespace vramswap {
 namespace {
 
 using test::content_for;
 using test::content_of;
+using test::eventually;
 using test::page_of;
 using test::take_event;
 
@@ -259,15 +257,18 @@ TEST_F(FlusherTest, BridgedPagesMayBeDiscardedOnTheirWay) {
 
 // -- completed images --
 
-class CompletedImage : public FlusherTest, public ::testing::WithParamInterface<bool> {
+/// Where the GPU copies: at the beginning or at the end of what follows; and how many mergers there are.
+class CompletedImage : public FlusherTest,
+                       public ::testing::WithParamInterface<std::tuple<bool, std::uint32_t>> {
   protected:
-    /// Pages in VRAM only, but for four that were written again: 10, 30, 50, 70. The GPU copies at the
-    /// beginning or at the end of what follows.
+    CompletedImage() { mergers_ = std::get<1>(GetParam()); }
+    [[nodiscard]] static bool early() { return std::get<0>(GetParam()); }
+    /// Pages in VRAM only, but for four that were written again: 10, 30, 50, 70.
     void prepare() {
         make_with(kCompleting);
         put_all_in_vram(1);
         for (const std::uint32_t p : {10u, 30u, 50u, 70u}) put(p, 2);
-        faults().early = GetParam();
+        faults().early = early();
     }
     void begin_fetch() {
         prepare();
@@ -284,9 +285,9 @@ class CompletedImage : public FlusherTest, public ::testing::WithParamInterface<
     /// The next step begins a sending that fails, at once if the GPU copies at the beginning. Nobody knows
     /// yet.
     void fail_sending() {
-        if (GetParam()) faults().fail_copies = 1;
+        if (early()) faults().fail_copies = 1;
         steps(1);
-        if (!GetParam()) faults().fail_copies = 1;
+        if (!early()) faults().fail_copies = 1;
     }
 };
 
@@ -383,7 +384,7 @@ TEST_P(CompletedImage, KeepsItsSlotWhenAllIsDiscarded) {
         make(mib(2), 4, mib(2), kCompleting);  // one slot in all
         put_all_in_vram(1);
         for (const std::uint32_t p : {10u, 30u, 50u, 70u}) put(p, 2);
-        faults().early = GetParam();
+        faults().early = early();
         steps(sending ? 2 : 1);
         discard(page_of(0, 0), kChunkPages);
         versions_.fill(0);
@@ -449,7 +450,7 @@ TEST_P(CompletedImage, APageThatIsCorruptInVramStaysAnError) {
     constexpr std::uint32_t kBad = kPages / 2;
     ASSERT_EQ(read(page_of(0, kBad), 1), IoStatus::io_error);
     for (const std::uint32_t p : {10u, 30u, 50u, 70u}) put(p, 2);
-    faults().early = GetParam();
+    faults().early = early();
     steps(3);
     EXPECT_EQ(stats().images_completed, 1u);
     EXPECT_EQ(stats().flush_errors, 0u);
@@ -471,7 +472,7 @@ TEST_P(CompletedImage, ALostPageStaysLost) {
     faults().fail_copies = 3;
     ASSERT_EQ(finish(r), IoStatus::io_error);
     for (const std::uint32_t p : {10u, 30u, 50u, 70u}) put(p, 2);
-    faults().early = GetParam();
+    faults().early = early();
     steps(3);
     EXPECT_EQ(read(page_of(0, 20), 1), IoStatus::lost);
     ASSERT_TRUE(store().drain());
@@ -500,9 +501,9 @@ TEST_P(CompletedImage, ManyTakeTurnsWithTheScratchMemory) {
     for (std::uint32_t c = 0; c < kChunks; ++c) ASSERT_EQ(write(page_of(c, 0), 99, c + 1), IoStatus::ok);
     for (std::uint32_t c = 0; c < kChunks; ++c)
         for (std::uint32_t p = 10; p < 90; p += 10) ASSERT_EQ(write(page_of(c, p), 1, 50 + c), IoStatus::ok);
-    faults().early = GetParam();
+    faults().early = early();
     steps(1);
-    EXPECT_EQ(stats().flush_copies, Stage::kScratchChunks);
+    EXPECT_EQ(stats().flush_copies, Mergers::scratch_chunks(mergers_));
     EXPECT_EQ(store().step(), Flusher::kNow);
     ASSERT_TRUE(store().drain());
     EXPECT_EQ(stats().images_completed, kChunks);
@@ -518,17 +519,21 @@ TEST_P(CompletedImage, APlainOneDoesNotWaitForScratchMemory) {
     for (std::uint32_t c = 0; c < 4; ++c)
         for (std::uint32_t p = 10; p < 90; p += 10) ASSERT_EQ(write(page_of(c, p), 1, 2), IoStatus::ok);
     ASSERT_EQ(write(page_of(4, 10), 1, 2), IoStatus::ok);
-    faults().early = GetParam();
+    faults().early = early();
     steps(1);
-    EXPECT_EQ(stats().flush_copies, Stage::kScratchChunks + 1);
+    EXPECT_EQ(stats().flush_copies, Mergers::scratch_chunks(mergers_) + 1);
     ASSERT_TRUE(store().drain());
     EXPECT_EQ(stats().images_completed, 4u);
     expect(page_of(4, 10), 1, 2);
     for (std::uint32_t c = 0; c < 4; ++c) expect(page_of(c, 20), 1, 2);
 }
 
-INSTANTIATE_TEST_SUITE_P(GpuCopies, CompletedImage, ::testing::Bool(),
-                         [](const auto& at) { return at.param ? "AtSubmit" : "AtCompletion"; });
+INSTANTIATE_TEST_SUITE_P(GpuCopies, CompletedImage,
+                         ::testing::Combine(::testing::Bool(), ::testing::Values(0u, 1u)),
+                         [](const auto& at) {
+                             return std::string(std::get<0>(at.param) ? "AtSubmit" : "AtCompletion") +
+                                    (std::get<1>(at.param) == 0 ? "" : "WithAMerger");
+                         });
 
 TEST_F(FlusherTest, AFewRunsAreNotWorthIt) {
     make_with(kCompleting);
@@ -552,33 +557,6 @@ TEST_F(FlusherTest, WhatHasNothingInVramIsNeverFetched) {
 
 // -- the thread --
 
-/// True if the thread of this name sleeps in the kernel.
-bool is_asleep(const std::string& name) {
-    DIR* tasks = ::opendir("/proc/self/task");
-    bool asleep = false;
-    while (const dirent* task = tasks == nullptr ? nullptr : ::readdir(tasks)) {
-        std::ifstream file(std::string("/proc/self/task/") + task->d_name + "/stat");
-        std::string line;
-        std::getline(file, line);
-        asleep = asleep || line.find("(" + name + ") S") != std::string::npos;
-    }
-    if (tasks != nullptr) ::closedir(tasks);
-    return asleep;
-}
-
-/// Waits for what must happen at some time; the limit is a watchdog for what never will.
-template <typename Condition>
-bool eventually(Condition condition) {
-    constexpr std::uint64_t kWatchdogNs = 100'000'000'000;
-    const std::uint64_t end = now_ns() + kWatchdogNs;
-    while (!condition())
-        if (now_ns() > end)
-            return false;
-        else
-            std::this_thread::yield();
-    return true;
-}
-
 class FlusherThread : public FlusherTest {
   protected:
     static constexpr std::uint64_t kAnHourNs = 3'600'000'000'000;
@@ -592,7 +570,7 @@ class FlusherThread : public FlusherTest {
         queue_ = std::move(*store()->make_queue(kDepth));
     }
     static bool sleeps() {
-        return eventually([] { return is_asleep("vs-flusher"); });
+        return eventually([] { return test::asleep("vs-flusher") == 1; });
     }
 };
 

@@ -286,10 +286,12 @@ TEST(Checksum, AllKernelsAgree) {
     }
 }
 
+constexpr std::uint32_t kScratch = 2;
+
 TEST(Stage, HandsOutEachImageOnce) {
     const auto state = State::create(kShape);
     ASSERT_TRUE(state);
-    const auto stage = Stage::create(*state);
+    const auto stage = Stage::create(*state, kScratch);
     ASSERT_TRUE(stage);
     std::set<std::uint32_t> images;
     for (std::uint32_t chunk = 0; chunk < 3; ++chunk) {
@@ -301,16 +303,16 @@ TEST(Stage, HandsOutEachImageOnce) {
     EXPECT_EQ(images.size(), 3u);
     EXPECT_EQ((*stage)->take(ChunkIndex{5}), std::nullopt);
     EXPECT_EQ((*stage)->free_images(), 0u);
-    EXPECT_EQ((*stage)->memory().size(), (3 + Stage::kScratchChunks) * kChunkBytes);
+    EXPECT_EQ((*stage)->memory().size(), (3 + kScratch) * kChunkBytes);
     EXPECT_EQ((*stage)->page(2, 511) + kPageBytes, (*stage)->scratch(0));
-    for (std::uint32_t n = 0; n < Stage::kScratchChunks; ++n)
+    for (std::uint32_t n = 0; n < kScratch; ++n)
         EXPECT_EQ((*stage)->scratch(n), (*stage)->memory().data() + (3 + n) * kChunkBytes);
 }
 
 TEST(Stage, CleansAnImageBeforeItsNextUse) {
     const auto state = State::create(kShape);
     ASSERT_TRUE(state);
-    const auto stage = Stage::create(*state);
+    const auto stage = Stage::create(*state, kScratch);
     ASSERT_TRUE(stage);
     const auto image = (*stage)->take(ChunkIndex{0});
     ASSERT_TRUE(image);

@@ -105,6 +105,7 @@ std::string to_json(const BenchReport& report) {
            {"seconds", report.seconds},
            {"ceiling", ceiling_json(report.ceiling)},
            {"results", std::move(results)}};
+    if (report.mergers) j["mergers"] = *report.mergers;
     if (!report.skipped.empty()) j["skipped"] = report.skipped;
     return j.dump();
 }

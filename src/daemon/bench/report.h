@@ -2,6 +2,7 @@
 // The JSON of `vramswap bench`: results beside the ceiling of the same run. Pure.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@ namespace vramswap {
 struct BenchReport {
     GpuInfo gpu;
     unsigned threads = 0;
+    std::optional<std::uint32_t> mergers;  ///< as asked for; none: the store chooses
     Bytes working_set{};
     double seconds = 0;
     Ceiling ceiling;

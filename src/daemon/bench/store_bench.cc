@@ -68,6 +68,7 @@ Result<void> measure_store(Backend& gpu, std::span<std::byte> memory, const std:
             StoreConfig config;
             config.size = report.working_set;
             config.mode = jobs[i].mode;
+            config.flusher.mergers = report.mergers;
             auto made = StoreSession::create(gpu, config, memory, report.threads);
             if (!made && made.error().code == Errc::unavailable && !report.results.empty()) {
                 report.skipped = made.error().text();
@@ -93,6 +94,7 @@ Result<BenchReport> measure(const BenchRequest& request) {
     report.seconds = request.seconds;
     report.threads = request.threads != 0 ? request.threads
                                           : std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax);
+    if (request.mergers >= 0) report.mergers = static_cast<std::uint32_t>(request.mergers);
     auto jobs = choose_jobs(request, report.threads);
     if (!jobs) return std::move(jobs).error();
     auto backend = open_gpu(drivers, *gpu);
