@@ -533,7 +533,8 @@ std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
     while (n < most && flying_.size() > collected_) {
         Transfer& transfer = flying_.at(0);
         if (flying_.size() > 1) {  // it probably came with this one
-            prefetch_page(flying_.at(1).request->data);
+            if (flying_.at(1).request->op == BlockRequest::Op::read)
+                prefetch_page(flying_.at(1).request->data);
             prefetch_entry(*flying_.at(1).request);
         }
         const IoStatus status = advance(transfer);

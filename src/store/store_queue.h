@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <bitset>
 #include <memory>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "store/flusher.h"
 #include "store/page_memory.h"
 #include "store/parts.h"
+#include "store/request_pages.h"
 
 namespace vramswap {
 
@@ -32,7 +32,9 @@ class StoreQueue final : public TargetQueue {
     void enter_thread() override { warm_up_thread(*gpu_); }
     [[nodiscard]] std::size_t in_flight() const override { return flying_.size(); }
     void announce(const BlockRequest& request) override {
-        if (request.offset < parts_.state.header().device_bytes) prefetch_entry(request);
+        if (request.offset >= parts_.state.header().device_bytes) return;
+        prefetch_entry(request);
+        prefetch_to_write(&parts_.state.pages()[request.offset / kPageBytes]);
     }
     [[nodiscard]] int event_fd() const override { return slot_.event_fd.load(std::memory_order_relaxed); }
 
@@ -41,8 +43,7 @@ class StoreQueue final : public TargetQueue {
     std::size_t do_poll(std::span<BlockRequest*> done) override;
 
   private:
-    static constexpr std::size_t kPagesMax = BlockRequest::kMaxTransferBytes / kPageBytes;
-    using RequestPages = std::bitset<kPagesMax>;  ///< by page within the request
+    static constexpr std::size_t kPagesMax = RequestPages::kMax;
 
     /// The part of a request that lies in one chunk, or less of it.
     struct Piece {
