@@ -406,12 +406,8 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu, std::ui
 /// Clears from the read's pages what is right now; unpins the chunk when nothing of it is left to copy.
 void StoreQueue::check_piece(const Piece& piece, Transfer& transfer) {
     const std::uint32_t end = piece.at + piece.run.count;
-    const std::byte* const data_end = transfer.request->data + transfer.request->bytes;
-    prefetch_page(transfer.request->data + std::size_t{piece.at} * kPageBytes);
     for (std::uint32_t i = piece.at; i < end; ++i) {
         if (!transfer.pages.test(i)) continue;
-        const std::byte* const next = transfer.request->data + std::size_t{i + 1} * kPageBytes;
-        if (next < data_end) prefetch_page(next);
         const PageIndex page{first_page(piece.chunk).n + piece.run.first + (i - piece.at)};
         digests_[i] = page_checksum(transfer.request->data + std::size_t{i} * kPageBytes, page);
     }
@@ -532,11 +528,7 @@ std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
     std::size_t n = 0;
     while (n < most && flying_.size() > collected_) {
         Transfer& transfer = flying_.at(0);
-        if (flying_.size() > 1) {  // it probably came with this one
-            if (flying_.at(1).request->op == BlockRequest::Op::read)
-                prefetch_page(flying_.at(1).request->data);
-            prefetch_entry(*flying_.at(1).request);
-        }
+        if (flying_.size() > 1) prefetch_entry(*flying_.at(1).request);  // it probably came with this one
         const IoStatus status = advance(transfer);
         if (status == IoStatus::pending) break;
         BlockRequest* const request = transfer.request;
