@@ -114,10 +114,16 @@ Json object_of(const T& message) {
     return j;
 }
 
+/// A worker may be older than the command that asks it, and the other way round: a status without some field
+/// is still one.
+template <typename T>
+constexpr bool may_lack_fields = std::is_same_v<T, DeviceStatus>;
+
 template <typename T>
 T read_object(const Json& j) {
     T message;
     fields(message, [&j](const char* key, auto& value) {
+        if (may_lack_fields<T> && std::string_view(key) != "name" && !j.contains(key)) return;
         if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, Bytes>)
             value.n = j.at(key).template get<std::uint64_t>();
         else

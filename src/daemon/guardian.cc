@@ -206,6 +206,7 @@ class Guardian {
         s.device = device_;
         s.frontend = config_.frontend;
         s.gpu = config_.gpu;
+        s.mode = config_.mode;
         s.guardian_pid = ::getpid();
         s.worker_pid = worker_;
         s.size = config_.size;

@@ -49,7 +49,7 @@ class Worker {
         auto frontend = make_frontend(config_.frontend);
         if (!frontend) return std::move(frontend).error();
         frontend_ = std::move(*frontend);
-        store_->start();
+        if (auto r = store_->start(); !r) return r;
         auto device = frontend_->start(*store_, {config_.name, config_.threads});
         if (!device) return std::move(device).error();
         device_ = std::move(*device);

@@ -2,7 +2,6 @@
 #include "front/io_parts.h"
 
 #include <fmt/format.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -15,8 +14,6 @@
 
 namespace vramswap {
 namespace {
-
-constexpr std::size_t kStackBytes = 256u << 10;
 
 void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
     // One writer, so no locked instruction is needed.
@@ -87,37 +84,6 @@ void IoCounters::add_to(FrontendCounters& sum) const {
     sum.errors += errors_.load(std::memory_order_relaxed);
     sum.bytes_read += bytes_read_.load(std::memory_order_relaxed);
     sum.bytes_written += bytes_written_.load(std::memory_order_relaxed);
-}
-
-Result<pthread_t> start_io_thread(const std::string& name, void* (*main)(void*), void* argument) {
-    pthread_attr_t attributes;
-    ::pthread_attr_init(&attributes);
-    ::pthread_attr_setstacksize(&attributes, kStackBytes);
-    // The thread inherits the mask, so that there is no moment at which a signal could reach it.
-    sigset_t all;
-    sigset_t before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_t thread{};
-    const int failure = ::pthread_create(&thread, &attributes, main, argument);
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    ::pthread_attr_destroy(&attributes);
-    if (failure != 0) return Error{Errc::failed, failure, fmt::format("cannot start I/O thread {}", name)};
-    ::pthread_setname_np(thread, name.c_str());
-    return thread;
-}
-
-void touch_io_stack() {
-    pthread_attr_t attributes;
-    if (::pthread_getattr_np(::pthread_self(), &attributes) != 0) return;
-    void* lowest = nullptr;
-    std::size_t bytes = 0;
-    ::pthread_attr_getstack(&attributes, &lowest, &bytes);
-    ::pthread_attr_destroy(&attributes);
-    // mlock makes the pages present also where mlockall was told to wait for their first use (MCL_ONFAULT).
-    if (::mlock(lowest, bytes) != 0)
-        log_event(LogLevel::warning, "cannot lock the stack of an I/O thread, errno",
-                  static_cast<std::uint64_t>(errno));
 }
 
 }  // namespace vramswap

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What the I/O threads of every frontend are made of: a signal to stop, locked memory for data, counters, and
-// the start of a thread. Owned by the frontend. Control thread, except where a comment says otherwise; making
+// What the I/O threads of every frontend are made of: a signal to stop, locked memory for data, and counters.
+// Owned by the frontend. Control thread, except where a comment says otherwise; making
 // things may block and allocate. Errors: no_memory (with the limit to raise), failed.
 #pragma once
-
-#include <pthread.h>
 
 #include <atomic>
 #include <cstddef>
@@ -65,13 +63,5 @@ class alignas(64) IoCounters {
     std::atomic<std::uint64_t> reads_{0}, writes_{0}, discards_{0}, errors_{0}, bytes_read_{0},
         bytes_written_{0};
 };
-
-/// Starts a thread with this name (at most 15 characters), all signals blocked, and a stack that is small,
-/// since with locked memory all of it is resident.
-Result<pthread_t> start_io_thread(const std::string& name, void* (*main)(void*), void* argument);
-
-/// The thread itself, first of all: makes its whole stack present and locks it, so that no later call faults
-/// a page in.
-void touch_io_stack();
 
 }  // namespace vramswap

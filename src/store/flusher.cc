@@ -50,20 +50,17 @@ Flusher::~Flusher() {
     stop();
 }
 
-void Flusher::start() {
-    mergers_.start();
+Result<void> Flusher::start() {
+    if (auto started = mergers_.start(); !started) return started;
     stopping_.store(false);
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are the control thread's
-    thread_ = std::thread([this] { run(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    pthread_setname_np(thread_.native_handle(), "vs-flusher");
+    auto started = thread_.start(
+        "vs-flusher", [](void* self) { static_cast<Flusher*>(self)->run(); }, this);
+    if (!started) mergers_.stop();
+    return started;
 }
 
 void Flusher::stop() {
-    if (!thread_.joinable()) return;
+    if (!thread_.is_started()) return;
     stopping_.store(true);
     kick(true);
     thread_.join();
@@ -85,7 +82,7 @@ void Flusher::run() {
         if (busy_since == 0) busy_since = now;
         if (now - busy_since < kSpinNs) {
             if (await_flight(now)) busy_since = 0;
-        } else {  // a slow or hung GPU: do not burn the CPU
+        } else {  // a slow or hung GPU, or a slow merger: do not burn the CPU
             constexpr timespec kNap{0, 50'000};
             ::ppoll(nullptr, 0, &kNap, nullptr);
         }

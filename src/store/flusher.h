@@ -16,9 +16,9 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <vector>
 
+#include "base/locked_thread.h"
 #include "store/copy_costs.h"
 #include "store/mergers.h"
 #include "store/parts.h"
@@ -45,8 +45,8 @@ class Flusher {
     Flusher(const Flusher&) = delete;
     Flusher& operator=(const Flusher&) = delete;
 
-    /// Starts and stops the threads. Control thread.
-    void start();
+    /// Starts and stops the threads. Control thread. Errors: failed; then none runs.
+    Result<void> start();
     void stop();
 
     /// What to do after a step: go on at once, or sleep until a time or a kick.
@@ -168,7 +168,7 @@ class Flusher {
     std::atomic<std::uint64_t> pages_bridged_{0};
     std::atomic<std::uint64_t> completed_images_{0};
     std::atomic<std::uint64_t> errors_{0};
-    std::thread thread_;
+    LockedThread thread_;
 };
 
 }  // namespace vramswap

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "store/mergers.h"
 
-#include <pthread.h>
-
 #include <algorithm>
-#include <csignal>
 
 #include "store/checksum.h"
 #include "store/page_memory.h"
@@ -20,31 +17,29 @@ std::uint32_t Mergers::threads_for(std::uint32_t images, std::uint32_t cpus) {
 
 Mergers::Mergers(StoreParts& parts, std::uint32_t threads) : parts_(parts), thread_count_(threads) {
     for (std::uint32_t n = 0; n < scratch_chunks(threads); ++n) merges_[n].scratch = parts.stage->scratch(n);
-    threads_.reserve(threads);
 }
 
 Mergers::~Mergers() {
     stop();
 }
 
-void Mergers::start() {
+Result<void> Mergers::start() {
     stopping_.store(false);
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are the control thread's
     for (std::uint32_t n = 0; n < thread_count_; ++n) {
-        threads_.emplace_back([this] { run(); });
-        pthread_setname_np(threads_.back().native_handle(), "vs-merger");
+        auto started = threads_[n].start(
+            "vs-merger", [](void* self) { static_cast<Mergers*>(self)->run(); }, this);
+        if (started) continue;
+        stop();
+        return started;
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return {};
 }
 
 void Mergers::stop() {
     stopping_.store(true);
-    for (std::size_t n = 0; n < threads_.size(); ++n) waiting_.release();
-    for (auto& thread : threads_) thread.join();
-    threads_.clear();
+    for (const LockedThread& thread : threads_)
+        if (thread.is_started()) waiting_.release();
+    for (LockedThread& thread : threads_) thread.join();
 }
 
 void Mergers::run() {

@@ -13,9 +13,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <thread>
-#include <vector>
 
+#include "base/locked_thread.h"
 #include "base/semaphore.h"
 #include "store/parts.h"
 
@@ -29,9 +28,9 @@ struct Merge {
     std::uint32_t image = 0;
     std::uint32_t chunk = 0;
     PageRun fetched{};  ///< pages of the chunk that the scratch memory has
-    // When it is done:
-    PageBits sent;            ///< what is to be sent, frozen
-    std::uint32_t dirty = 0;  ///< how many of these were dirty
+    // When it is done (apart from the state, which the flusher watches):
+    alignas(64) PageBits sent;  ///< what is to be sent, frozen
+    std::uint32_t dirty = 0;    ///< how many of these were dirty
 
     [[nodiscard]] bool is_done() const { return state.load(std::memory_order_acquire) == State::done; }
 };
@@ -56,8 +55,9 @@ class Mergers {
     Mergers(const Mergers&) = delete;
     Mergers& operator=(const Mergers&) = delete;
 
-    /// Control thread. Between stop and start what was handed over waits, unless merge_one is called.
-    void start();
+    /// Control thread. Between stop and start what was handed over waits, unless merge_one is called. Errors:
+    /// failed; then none runs.
+    Result<void> start();
     void stop();
 
     [[nodiscard]] std::uint32_t threads() const { return thread_count_; }
@@ -82,7 +82,7 @@ class Mergers {
     /// stop.
     Semaphore waiting_;
     std::atomic<bool> stopping_{false};
-    std::vector<std::thread> threads_;
+    std::array<LockedThread, kThreadsMax> threads_;
 };
 
 }  // namespace vramswap

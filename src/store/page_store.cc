@@ -95,8 +95,8 @@ Bytes PageStore::size() const {
     return {parts_->state.header().device_bytes};
 }
 
-void PageStore::start() {
-    flusher_->start();
+Result<void> PageStore::start() {
+    return flusher_->start();
 }
 
 Result<std::unique_ptr<TargetQueue>> PageStore::make_queue(std::uint32_t depth) {

@@ -58,8 +58,8 @@ class PageStore final : public Target {
     /// For all copies from now on. Any thread.
     void set_mode(EngineMode mode) { parts_->mode.store(mode, std::memory_order_relaxed); }
 
-    /// Starts the flusher's thread. A test may call flusher().step() instead.
-    void start();
+    /// Starts the flusher's threads. A test may call flusher().step() instead. Errors: failed.
+    Result<void> start();
     [[nodiscard]] Flusher& flusher() { return *flusher_; }
 
     /// Takes a segment when free slots run short, gives empty ones back. Call when maintenance_fd is readable

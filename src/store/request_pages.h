@@ -33,6 +33,7 @@ class RequestPages {
   private:
     static constexpr std::uint64_t bit(std::uint32_t page) { return std::uint64_t{1} << (page % 64); }
 
+    static_assert(kMax % 64 == 0);
     std::array<std::uint64_t, kMax / 64> words_{};
     std::uint32_t count_ = 0;
 };

@@ -41,7 +41,7 @@ class Stage {
         return memory_.bytes.data() + std::size_t{image} * kChunkBytes +
                std::size_t{page_in_chunk} * kPageBytes;
     }
-    /// A chunk of memory beside the images, for the flusher to work in.
+    /// A chunk of memory beside the images, for the flusher and its mergers to work in.
     [[nodiscard]] std::byte* scratch(std::uint32_t n) const { return page(images() + n, 0); }
     [[nodiscard]] std::uint32_t images() const { return static_cast<std::uint32_t>(headers_.size()); }
     /// Sequentially consistent: a queue that registers for room and then sees 0 is woken by the next give.

@@ -34,7 +34,8 @@ class StoreQueue final : public TargetQueue {
     void announce(const BlockRequest& request) override {
         if (request.offset >= parts_.state.header().device_bytes) return;
         prefetch_entry(request);
-        prefetch_to_write(&parts_.state.pages()[request.offset / kPageBytes]);
+        if (request.op == BlockRequest::Op::write)  // a read looks at it while the GPU copies
+            prefetch_to_write(&parts_.state.pages()[request.offset / kPageBytes]);
     }
     [[nodiscard]] int event_fd() const override { return slot_.event_fd.load(std::memory_order_relaxed); }
 

@@ -1077,7 +1077,7 @@ TEST_P(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     SteppedStore store(gpu, {kDevice, kSegment, kStage, GetParam()}, nullptr);
     std::vector<std::unique_ptr<StressThread>> clients;
     for (std::uint32_t n = 0; n < kQueues; ++n) clients.push_back(std::make_unique<StressThread>(*store, n));
-    store->start();
+    ASSERT_TRUE(store->start());
     std::atomic<bool> stop{false};
     FaultSource fault_source(*store, gpu.faults(), clients);
     std::thread maintainer([&] { maintain_until(stop, *store, gpu.faults(), fault_source); });

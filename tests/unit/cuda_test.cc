@@ -620,12 +620,14 @@ TEST(CudaQueue, FindsItsThresholdsOnceForEachGpu) {
     const auto backend = std::move(*driver->open(driver->enumerate()->at(0)));
     auto& cuda = dynamic_cast<cuda::CudaBackend&>(*backend);
     EXPECT_FALSE(cuda.thresholds());
+    int launches = calls("cuLaunchKernel");
     ASSERT_TRUE(backend->make_queue());
     ASSERT_TRUE(cuda.thresholds());
-    const int launches = calls("cuLaunchKernel");
+    EXPECT_GT(calls("cuLaunchKernel") - launches, 2 * 5 + 256 + 8 * 256) << "with the shared streams full";
+    launches = calls("cuLaunchKernel");
     ASSERT_TRUE(backend->make_queue());
-    EXPECT_EQ(calls("cuLaunchKernel") - launches, 2 * 5 + 256 + 8)
-        << "both ways 1, 32, 224 and, in two launches, 225; the queue full; 224 on each stream";
+    EXPECT_EQ(calls("cuLaunchKernel") - launches, 2 * 5 + 256)
+        << "both ways 1, 32, 224 and, in two launches, 225; the queue full";
 }
 
 TEST(CudaQueue, TurboCopiesManyPagesByKernel) {
@@ -1007,6 +1009,28 @@ TEST(CudaSharedLaunch, AsksNoDriverAfterALoss) {
     busy.go_on();
     EXPECT_EQ(party.launches(), before);
     EXPECT_EQ(party.end(2), IoStatus::io_error);
+}
+
+TEST(CudaSharedLaunch, ASubmissionBehindAThreadThatHangsEndsWithALoss) {
+    Party party(2);
+    std::atomic<bool> ended{false};
+    std::thread submitter;
+    {
+        BusyLauncher busy(party);
+        ASSERT_EQ(party.submit(1, party.pages(1)), IoStatus::pending);
+        submitter = std::thread([&] {  // the batch before is not launched: this one has to wait
+            EXPECT_EQ(party.submit(1, party.pages(1)), IoStatus::io_error);
+            ended.store(true);
+        });
+        for (int i = 0; i < 1'000 && !ended.load(); ++i) std::this_thread::yield();
+        EXPECT_FALSE(ended.load());
+        const Setting lost("FAKE_FAIL_nvmlDeviceGetMemoryInfo_v2", "15");
+        EXPECT_FALSE(party.backend->memory_info());
+        for (int i = 0; i < 10'000'000 && !ended.load(); ++i) std::this_thread::yield();
+        EXPECT_TRUE(ended.load()) << "while the other hangs in the driver";
+        busy.go_on();
+    }
+    submitter.join();
 }
 
 TEST(CudaSharedLaunch, KeepsAQueueUntilItsPagesAreOnTheirWay) {

@@ -577,7 +577,7 @@ class FlusherThread : public FlusherTest {
 TEST_F(FlusherThread, StartsAgainAfterAStop) {
     make_with(kSeparate);  // no page but those written is ever on its way
     for (std::uint32_t version = 1; version < 4; ++version) {
-        store()->start();
+        ASSERT_TRUE(store()->start());
         put(version, version);
         EXPECT_TRUE(eventually([this] { return stats().dirty.n == 0; }));
         store()->flusher().stop();
@@ -595,7 +595,7 @@ TEST_F(FlusherThread, DrainingWakesAnIdleOne) {
     steps(1);
     ASSERT_EQ(stats().dirty, Bytes{0});
     ASSERT_EQ(stats().staged, mib(2));  // clean, and kept
-    store()->start();
+    ASSERT_TRUE(store()->start());
     ASSERT_TRUE(sleeps());
     store()->flusher().set_draining(true);
     EXPECT_TRUE(eventually([this] { return stats().staged.n == 0; }));
@@ -606,7 +606,7 @@ TEST_F(FlusherThread, DrainingWakesAnIdleOne) {
 
 TEST_F(FlusherThread, DrainingWakesOneThatWaitsForAnAge) {
     make_patient();
-    store()->start();
+    ASSERT_TRUE(store()->start());
     put(0, 1);
     ASSERT_TRUE(sleeps());
     EXPECT_EQ(stats().dirty, Bytes{kPageBytes});
@@ -618,7 +618,7 @@ TEST_F(FlusherThread, DrainingWakesOneThatWaitsForAnAge) {
 
 TEST_F(FlusherThread, AFullImageWakesOneThatWaitsForAnAge) {
     make_patient();
-    store()->start();
+    ASSERT_TRUE(store()->start());
     put(0, 1);
     ASSERT_TRUE(sleeps());
     write_staged(page_of(1, 0), kChunkPages, 1);
@@ -629,11 +629,11 @@ TEST_F(FlusherThread, AFullImageWakesOneThatWaitsForAnAge) {
 
 TEST_F(FlusherThread, StopsWhileItSleeps) {
     make_patient();
-    store()->start();
+    ASSERT_TRUE(store()->start());
     ASSERT_TRUE(sleeps());
     store()->flusher().stop();
     put(0, 1);
-    store()->start();
+    ASSERT_TRUE(store()->start());
     ASSERT_TRUE(sleeps());  // for an hour
     store()->flusher().stop();
     expect_now();

@@ -117,7 +117,7 @@ TEST_F(MergersAlone, ScratchMemoryIsOnesOwn) {
 TEST_F(MergersAlone, WorkSideBySide) {
     std::array<Merge*, kChunks> merges{};
     for (std::uint32_t c = 0; c < kChunks; ++c) merges[c] = &prepare(c);
-    mergers_->start();
+    ASSERT_TRUE(mergers_->start());
     {
         const ChunkLock first(entry(0));
         const ChunkLock second(entry(1));  // two of three cannot go on
@@ -134,14 +134,14 @@ TEST_F(MergersAlone, WorkSideBySide) {
 
 TEST_F(MergersAlone, WhatIsHandedOverWaitsForTheNextStart) {
     Merge& first = prepare(0);
-    mergers_->start();
+    ASSERT_TRUE(mergers_->start());
     mergers_->hand_over(first);
     ASSERT_TRUE(await(first));
     mergers_->stop();
     Merge& second = prepare(1);
     mergers_->hand_over(second);
     EXPECT_FALSE(second.is_done());
-    mergers_->start();
+    ASSERT_TRUE(mergers_->start());
     ASSERT_TRUE(await(second));
     EXPECT_TRUE(eventually([] { return asleep(kThread) == kThreads; }));
     mergers_->stop();
@@ -279,7 +279,7 @@ TEST_F(MergersOfFlusher, CompleteImagesAndSleep) {
     for (int round = 0; round < 3; ++round) {
         half_fill(kChunks);
         const std::uint64_t before = stats().images_completed;
-        store()->start();
+        ASSERT_TRUE(store()->start());
         EXPECT_TRUE(eventually([&] { return stats().images_completed == before + kChunks; }));
         EXPECT_TRUE(eventually([this] { return stats().dirty.n == 0; }));
         EXPECT_TRUE(eventually([] { return asleep(kThread) == 3 && asleep("vs-flusher") == 1; }));
@@ -291,7 +291,7 @@ TEST_F(MergersOfFlusher, CompleteImagesAndSleep) {
 
 TEST_F(MergersOfFlusher, SleepOnWhileAPageIsFlushed) {
     make_with(3);
-    store()->start();
+    ASSERT_TRUE(store()->start());
     ASSERT_TRUE(eventually([] { return asleep(kThread) == 3; }));
     const std::uint64_t before = test::sleeps(kThread);
     ASSERT_EQ(write(page_of(0, 0), 1, 1), IoStatus::ok);
@@ -305,7 +305,7 @@ TEST_F(MergersOfFlusher, ServeDraining) {
     constexpr std::uint32_t kChunks = 6;
     make_with(3);
     half_fill(kChunks);
-    store()->start();
+    ASSERT_TRUE(store()->start());
     store()->flusher().set_draining(true);
     EXPECT_TRUE(eventually([this] { return stats().dirty.n + stats().staged.n == 0; }));
     store()->flusher().stop();

@@ -787,7 +787,7 @@ TEST_F(StoreTest, ACleanImageIsKeptUntilTheRoomIsNeeded) {
 }
 
 TEST_F(StoreTest, TheFlusherThreadWorksByItself) {
-    store()->start();
+    ASSERT_TRUE(store()->start());
     for (std::uint32_t version = 1; version < 50; ++version) {
         IoStatus status = IoStatus::retry;
         while (status == IoStatus::retry) status = write(page_of(version % 2, version), 2, version);

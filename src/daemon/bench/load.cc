@@ -47,6 +47,7 @@ class LoadThread {
         }
         waiting_.reserve(job.depth);
         trying_again_.reserve(job.depth);
+        fresh_.reserve(job.depth);
     }
 
     void run(const Window& window, Extent extent) {
@@ -74,11 +75,13 @@ class LoadThread {
         for (std::size_t n = idle_.size(); n != 0 && !over && !error_; --n) {
             const std::uint64_t now = now_ns();
             over = is_over(now);
-            if (over) break;
-            fresh_.push_back(&prepare(now));
-            queue_.announce(*fresh_.back());
+            if (!over) fresh_.push_back(&prepare(now));
         }
-        for (Request* r : fresh_) submit(*r);
+        for (const Request* r : fresh_) queue_.announce(*r);
+        for (Request* r : fresh_) {
+            if (r != fresh_.front()) r->begun_ns = now_ns();  // not while others were made or submitted
+            submit(*r);
+        }
         fresh_.clear();
         return !over || !waiting_.empty();
     }

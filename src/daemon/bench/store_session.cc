@@ -77,7 +77,7 @@ StoreSession::~StoreSession() {
 Result<void> StoreSession::start(unsigned threads) {
     if (auto r = store_->register_memory(memory_); !r) return r;
     registered_ = true;
-    store_->start();
+    if (auto r = store_->start(); !r) return r;
     maintainer_ = std::make_unique<Maintainer>(*store_);
     auto team = LoadTeam::create(*store_, memory_, threads);
     if (!team) return std::move(team).error();

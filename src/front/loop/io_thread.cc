@@ -84,16 +84,11 @@ Result<void> IoThread::watch(int fd, std::uint32_t events) {
 }
 
 Result<void> IoThread::start(std::uint32_t number) {
-    auto thread = start_io_thread(fmt::format("vs-loop-{}", number), &IoThread::main, this);
-    if (!thread) return std::move(thread).error();
-    thread_ = *thread;
-    return {};
+    return thread_.start(fmt::format("vs-loop-{}", number), &IoThread::main, this);
 }
 
 void IoThread::join() {
-    if (!thread_) return;
-    ::pthread_join(*thread_, nullptr);
-    thread_.reset();
+    thread_.join();
 }
 
 IoThread& IoThread::current() {
@@ -104,13 +99,11 @@ bool IoThread::on_io_thread() {
     return t_current != nullptr;
 }
 
-void* IoThread::main(void* self) {
-    touch_io_stack();
+void IoThread::main(void* self) {
     t_current = static_cast<IoThread*>(self);
     warm_up_heap();
     t_current->queue_->enter_thread();
     t_current->serve();
-    return nullptr;
 }
 
 void IoThread::serve() {

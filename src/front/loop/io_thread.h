@@ -8,14 +8,13 @@
 // heap for that before it serves.
 #pragma once
 
-#include <pthread.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 
+#include "base/locked_thread.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "front/frontend.h"
@@ -69,7 +68,7 @@ class IoThread {
 
     explicit IoThread(const Shared& shared) : shared_(shared) {}
     Result<void> watch(int fd, std::uint32_t events);
-    static void* main(void* self);
+    static void main(void* self);
     void serve();
     [[nodiscard]] std::span<std::byte> receive_buffer() const;
     Received receive(std::size_t& size);
@@ -84,7 +83,7 @@ class IoThread {
     std::unique_ptr<TargetQueue> queue_;
     UniqueFd epoll_;
     // Control thread.
-    std::optional<pthread_t> thread_;
+    LockedThread thread_;
     // Self-synchronised.
     IoCounters counters_;
 };

@@ -65,21 +65,17 @@ Result<std::unique_ptr<NbdConnection>> NbdConnection::make(const Shared& shared,
 }
 
 Result<void> NbdConnection::start(std::uint32_t number) {
-    auto thread = start_io_thread(fmt::format("vs-nbd-{}", number), &NbdConnection::main, this);
-    if (!thread) return std::move(thread).error();
-    thread_ = *thread;
+    if (auto started = thread_.start(fmt::format("vs-nbd-{}", number), &NbdConnection::main, this); !started)
+        return started;
     ready_.wait();
     return {};
 }
 
 void NbdConnection::join() {
-    if (!thread_) return;
-    ::pthread_join(*thread_, nullptr);
-    thread_.reset();
+    thread_.join();
 }
 
-void* NbdConnection::main(void* self) {
-    touch_io_stack();
+void NbdConnection::main(void* self) {
     auto& connection = *static_cast<NbdConnection*>(self);
     connection.queue_->enter_thread();
     if (!RealTime().got())
@@ -88,7 +84,6 @@ void* NbdConnection::main(void* self) {
     connection.ready_.count_down();
     connection.serve();
     connection.end();
-    return nullptr;
 }
 
 void NbdConnection::serve() {

@@ -15,13 +15,12 @@
 // sends us out of its reserves. Errors: no_memory, failed, and those of the target.
 #pragma once
 
-#include <pthread.h>
-
 #include <cstdint>
 #include <latch>
 #include <memory>
 #include <optional>
 
+#include "base/locked_thread.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "front/frontend.h"
@@ -66,7 +65,7 @@ class NbdConnection {
           queue_(std::move(queue)),
           slots_(memory_->all()) {}
 
-    static void* main(void* self);
+    static void main(void* self);
     void serve();
     bool send();
     bool receive();
@@ -88,7 +87,7 @@ class NbdConnection {
     const std::unique_ptr<IoMemory> memory_;
     const std::unique_ptr<TargetQueue> queue_;
     // Control thread.
-    std::optional<pthread_t> thread_;
+    LockedThread thread_;
     // The thread.
     State state_ = State::serving;
     NbdSlots slots_;

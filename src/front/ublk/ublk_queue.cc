@@ -80,9 +80,8 @@ UblkQueue::~UblkQueue() {
 }
 
 Result<void> UblkQueue::start() {
-    auto thread = start_io_thread(fmt::format("vs-ublk-{}", index_), &UblkQueue::main, this);
-    if (!thread) return std::move(thread).error();
-    thread_ = *thread;
+    if (auto started = thread_.start(fmt::format("vs-ublk-{}", index_), &UblkQueue::main, this); !started)
+        return started;
     ready_.acquire();
     if (!setup_error_) return {};
     join();
@@ -97,15 +96,12 @@ void UblkQueue::tell(Phase phase) {
 }
 
 void UblkQueue::join() {
-    if (!thread_) return;
-    ::pthread_join(*thread_, nullptr);
-    thread_.reset();
+    thread_.join();
 }
 
 // ---- the thread, until it serves ----
 
-void* UblkQueue::main(void* self) {
-    touch_io_stack();
+void UblkQueue::main(void* self) {
     auto& queue = *static_cast<UblkQueue*>(self);
     auto ready = queue.set_up();
     const bool serves = ready.has_value();
@@ -113,7 +109,6 @@ void* UblkQueue::main(void* self) {
     queue.ready_.release();
     if (serves) queue.serve();
     if (queue.ring_is_open_) ::io_uring_queue_exit(&queue.ring_);
-    return nullptr;
 }
 
 Result<void> UblkQueue::set_up() {

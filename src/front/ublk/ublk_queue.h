@@ -15,7 +15,6 @@
 #pragma once
 
 #include <liburing.h>
-#include <pthread.h>
 
 #include <atomic>
 #include <cstddef>
@@ -26,6 +25,7 @@
 #include <span>
 #include <vector>
 
+#include "base/locked_thread.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "base/units.h"
@@ -88,7 +88,7 @@ class UblkQueue {
     Result<void> allocate();
     Result<void> map_descriptors();
 
-    static void* main(void* self);
+    static void main(void* self);
     Result<void> set_up();
     Result<void> open_ring();
     Result<void> fetch_all();
@@ -127,7 +127,7 @@ class UblkQueue {
     std::uint16_t live_tags_ = 0;         // those that the kernel has not given up
     bool try_parked_ = false;
     // Control thread.
-    std::optional<pthread_t> thread_;
+    LockedThread thread_;
     // Written by the thread before ready_, read by the control thread after it.
     std::optional<Error> setup_error_;
     // Self-synchronised.

@@ -2,6 +2,7 @@
 #include "gpu/cuda/cuda_queue.h"
 
 #include <fmt/format.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -48,7 +49,8 @@ CudaQueue::CudaQueue(CudaBackend& backend, PinnedPages completion)
 }
 
 CudaQueue::~CudaQueue() {
-    if (launcher_ != nullptr) launcher_->settle(batch_);  // after a loss too: others must no longer know it
+    // After a loss too, however long the driver keeps who is launching: nobody may know the batch any more.
+    while (launcher_ != nullptr && !launcher_->settle(batch_)) ::sched_yield();
     // After a loss nothing runs any more, and the driver's calls may hang.
     if (backend_.health() != Health::good || stream_ == nullptr) return;
     const ContextScope scope(api_, backend_.context());
@@ -167,11 +169,20 @@ Result<void> CudaQueue::warm_copies(std::span<std::byte> host, SegmentId segment
     if (backend_.caps().turbo) {
         set_mode(EngineMode::turbo);
         if (auto ok = fill(page); !ok) return ok;
-        for (std::size_t n = 0; n < PageLauncher::kStreams; ++n)
-            if (auto ok = run(copies_of(Copy::Op::to_gpu, kPageKernelLarge, kPageBytes)); !ok) return ok;
         set_mode(EngineMode::copy);
+        if (launcher_ != nullptr)  // with the kernel whose parameters are the larger ones
+            if (auto ok = launcher_->fill(pairs_of(host, segment), kPageKernelSmall + 1); !ok) return ok;
     }
     return calibrate(host, segment);
+}
+
+/// As many as a launch can take.
+PagePairs CudaQueue::pairs_of(std::span<std::byte> host, SegmentId segment) const {
+    PagePairs pairs{};
+    for (std::size_t n = 0; n < pairs.size(); ++n)
+        pairs[n] = {backend_.place(segment).address + n * kPageBytes,
+                    host_address(host.data() + n * kPageBytes)};
+    return pairs;
 }
 
 /// Finds from how many pages on a batch, and a kernel, beat single copies; once for each GPU, since it takes
@@ -353,7 +364,7 @@ bool CudaQueue::can_share(std::span<const Copy> copies) const {
 /// Also marks the end. What cannot be shared goes by launches on the own stream, together with the copies
 /// that are none for a kernel: their ends are one.
 CuResult CudaQueue::copy_turbo(std::span<const Copy> copies, Ticket ticket) {
-    if (launcher_ != nullptr) launcher_->settle(batch_);
+    if (launcher_ != nullptr && !launcher_->settle(batch_)) return code::kContextIsDestroyed;
     const bool shared = can_share(copies);
     batch_.pages = 0;
     for (const Copy& copy : copies)
@@ -441,8 +452,10 @@ bool CudaQueue::stalled() {
 /// are asked in turn.
 IoStatus CudaQueue::look_for_loss(Ticket ticket) {
     if (shared_.test(ticket % kDepth)) {
-        const IoStatus status = judge(launcher_->query(looks_++));
-        return status == IoStatus::ok ? IoStatus::pending : status;
+        // Whatever one stream says, the batch may be on another, or not launched yet: only its word, or a
+        // loss, ends it.
+        (void)judge(launcher_->query(looks_++));
+        return backend_.health() == Health::good ? IoStatus::pending : IoStatus::io_error;
     }
     CuResult result = backend_.make_current();
     if (result == code::kSuccess) result = api_.stream_query(stream_);

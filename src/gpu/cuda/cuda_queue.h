@@ -57,6 +57,7 @@ class CudaQueue final : public TransferQueue {
     Result<void> set_up_turbo();
     Result<void> warm_up();
     Result<void> warm_copies(std::span<std::byte> host, SegmentId segment);
+    [[nodiscard]] PagePairs pairs_of(std::span<std::byte> host, SegmentId segment) const;
     Result<void> calibrate(std::span<std::byte> host, SegmentId segment);
     Result<std::uint64_t> time_of(std::span<const Copy> copies, Thresholds thresholds);
     Result<void> run(std::span<const Copy> copies);

@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/clock.h"
 #include "gpu/cuda/cuda_backend.h"
@@ -53,6 +54,18 @@ PageLauncher::~PageLauncher() {
         if (lane.counter != 0) (void)backend_.api().mem_free(lane.counter);
         if (lane.stream != nullptr) (void)backend_.api().stream_destroy(lane.stream);
     }
+}
+
+Result<void> PageLauncher::fill(const PagePairs& pairs, std::size_t pages) {
+    if (std::exchange(filled_, true)) return {};
+    for (const Lane& lane : lanes_) {
+        CuResult result = code::kSuccess;
+        for (std::size_t n = 0; n < TransferQueue::kDepth && result == code::kSuccess; ++n)
+            result = backend_.kernels().launch(backend_.api(), lane.stream, pairs, pages, PageKernelEnd{});
+        if (result == code::kSuccess) result = backend_.api().stream_synchronize(lane.stream);
+        if (result != code::kSuccess) return backend_.fail(result, "filling a stream");
+    }
+    return {};
 }
 
 void PageLauncher::publish(PageBatch& batch) {
@@ -120,15 +133,18 @@ CuResult PageLauncher::launch(const PagePairs& pairs, std::size_t pages) {
     return backend_.kernels().launch(backend_.api(), lane.stream, pairs, pages, end_);
 }
 
-void PageLauncher::settle(const PageBatch& batch) {
+bool PageLauncher::settle(const PageBatch& batch) {
     constexpr int kSpinsBeforeYield = 1000;  // some 40 us
     for (int spins = 0; batch.published.load(std::memory_order_acquire); ++spins) {
         launch_published();
-        if (spins < kSpinsBeforeYield)
+        if (spins < kSpinsBeforeYield) {
             cpu_relax();
-        else
-            ::sched_yield();  // who launches has lost its CPU, or the driver hangs
+            continue;
+        }
+        if (backend_.health() != Health::good) return !batch.published.load(std::memory_order_acquire);
+        ::sched_yield();  // who launches has lost its CPU, or the driver hangs
     }
+    return true;
 }
 
 CuResult PageLauncher::query(std::size_t n) const {

@@ -5,9 +5,10 @@
 // meanwhile (flat combining).
 //
 // Made by CudaBackend with its first queue that can use it, destroyed by it after the last queue. Threads:
-// create, synchronize and the destructor are the control thread's (they block and allocate), publish, help,
-// settle and query any thread's; these neither block nor allocate nor make ioctls. Whoever calls one of the
-// first three may launch for others: ten microseconds at most, unless there are more than a hundred queues.
+// create, fill, synchronize and the destructor are the control thread's (they block and allocate), publish,
+// help, settle and query any thread's; these neither block nor allocate nor make ioctls. Whoever calls one of
+// the first three may launch for others, four times all that is published: 10 us as a rule, 2 us for each
+// launch (of at most 16 queues and 224 pages) at worst.
 //
 // A launch that fails fails every batch in it, and none has copied anything then; the backend knows of it
 // before the first queue does.
@@ -54,14 +55,20 @@ class PageLauncher {
     PageLauncher(const PageLauncher&) = delete;
     PageLauncher& operator=(const PageLauncher&) = delete;
 
+    /// Before the first use: launches `pages` pages on each stream as often as a queue is deep, one stream
+    /// after the other and faster than they run, since the driver's rings and pools grow with what is in
+    /// flight. Blocks. Errors: failed, gpu_lost.
+    Result<void> fill(const PagePairs& pairs, std::size_t pages);
+
     /// Has the batch launched: now, by who is launching, or when its queue helps. REQUIRES: it is settled.
     void publish(PageBatch& batch);
     /// To be called while one waits for the batch's end: usually a load, launches it if nobody else does.
     void help(const PageBatch& batch) {
         if (batch.published.load(std::memory_order_relaxed)) launch_published();
     }
-    /// Waits until the batch is the queue's again: for one launch or two of others, or its own.
-    void settle(const PageBatch& batch);
+    /// Waits until the batch is the queue's again, which takes as long as the launches before it (see above).
+    /// False if the backend's health ended it first: then the batch stays lent.
+    [[nodiscard]] bool settle(const PageBatch& batch);
 
     /// Asks stream number `n` (modulo kStreams): the error of a context that died, kSuccess or kNotReady.
     [[nodiscard]] CuResult query(std::size_t n) const;
@@ -97,6 +104,7 @@ class PageLauncher {
     // Constant after create().
     CudaBackend& backend_;
     std::array<Lane, kStreams> lanes_{};
+    bool filled_ = false;  // control thread
 
     // Self-synchronised.
     alignas(64) std::atomic<PageBatch*> newest_{nullptr};  ///< of those that nobody has taken: a stack
