@@ -96,7 +96,7 @@ Plan Policy::decide(const Snapshot& snapshot, std::uint64_t now_ns) {
         reason = Reason::unmovable;
     }
 
-    mode_ = sight == Sight::blind ? PlannedMode::copy : choose_mode(snapshot);
+    mode_ = choose_mode(snapshot);
     return {.target = {target_},
             .mode = mode_,
             .move_rate = choose_move_rate(snapshot, wish.reason, limit),
@@ -122,7 +122,7 @@ void Policy::observe(const Snapshot& snapshot) {
     const bool others_grew =
         others_memory_ && snapshot.others_memory && *snapshot.others_memory > *others_memory_;
     if (snapshot.others_memory) others_memory_ = snapshot.others_memory;
-    // Not to know whether somebody computes counts as if.
+    // Not to know whether somebody computes counts as if, and being blind does.
     const bool computes =
         snapshot.others_sm_percent.value_or(100) > 0 || snapshot.others_memory_percent.value_or(0) > 0;
     const bool blind = sight(snapshot) == Sight::blind;
@@ -154,11 +154,11 @@ std::uint64_t Policy::reserve(const Snapshot& snapshot) const {
     const LeftHistory::Fall fall = left_.fall();
     const auto move_rate =
         static_cast<double>(snapshot.move_rate > 0 ? snapshot.move_rate : config_.move_rate);
-    // Without new readings a fall is taken to go on, for a while. Then we hold: readings are late when others
-    // allocate (the driver serialises both), and the next one tells, or when the GPU fails, and that is no
-    // time to move pages to and fro. After a driver update NVML fails for good, and so does every new user of
-    // the GPU: nobody is there to give memory to.
-    const std::uint64_t age_ns = std::min(now_ - left_.newest().when_ns, config_.blind_after_ns);
+    // Without new readings a fall is taken to go on, for as much again as was seen of it. Then we hold:
+    // readings are late when others allocate (the driver serialises both), and the next one tells, or when
+    // the GPU fails, and that is no time to move pages to and fro. After a driver update NVML fails for good,
+    // and so does every new user of the GPU: nobody is there to give memory to.
+    const std::uint64_t age_ns = now_ - left_.newest().when_ns;
     const double reaction_s =
         seconds(config_.period_ns) + seconds(age_ns) + static_cast<double>(config_.segment.n) / move_rate;
     const double taken = fall.rate * reaction_s / (1 - std::min(fall.rate / move_rate, kOutrunMax));

@@ -428,6 +428,28 @@ TEST(PolicyEdges, ClockThatGoesBackALittle) {
     EXPECT_EQ(world.decide(), before);
 }
 
+TEST(PolicyEdges, ClockThatGoesBackMakesNobodyIdle) {
+    PolicyWorld world = world_with(gib(4));
+    world.seen.queue_pages = 1000;
+    world.now_ns = 100 * kSecondNs;
+    world.seen.others_sm_percent = 50;
+    world.decide();
+    world.seen.others_sm_percent = 0;
+    world.now_ns -= 500 * kMs;
+    EXPECT_EQ(world.decide().mode, PlannedMode::copy);
+}
+
+TEST(PolicyEdges, AHugeNeedIsNoSmallOne) {
+    PolicyWorld world = world_with({~0ull});
+    world.seen.ours = {0};
+    world.seen.pages_out_per_s = ~0ull;
+    world.pass(60 * kSecondNs);
+    EXPECT_GE(world.plan.target, gib(75));
+    world.seen.total = {~0ull};
+    world.seen.others_sm_percent.reset();
+    EXPECT_GE(world.decide().target, gib(75));
+}
+
 TEST(PolicyEdges, NothingKnownAtAll) {
     Policy policy({});
     const Plan plan = policy.decide({}, 0);
@@ -553,18 +575,21 @@ TEST(PolicyJob, NorWithAHeadroomSmallerThanItsSteps) {
             << phase;
 }
 
-/// Where the headroom is less than what is taken before the first move ends, the fall rate makes up for it.
-TEST(PolicyJob, NorIfItTakesSmallStepsFast) {
-    for (std::uint64_t phase = 0; phase < 8; ++phase)
-        EXPECT_EQ(worst_lack(world_of_jobs(of_bytes(mib(128))), {mib(16), 8 * kMs, phase * kMs}), Bytes{0})
-            << phase;
-}
-
-TEST(PolicyJob, NorIfMovesAreHardlyFaster) {
-    PolicyWorld world = world_of_jobs({});
+/// Where the headroom is less than what is taken before the first moves end, the fall rate makes up for it.
+TEST(PolicyJob, NorIfItTakesSmallStepsFastAndMovesAreHardlyFaster) {
+    PolicyWorld world = world_of_jobs(of_bytes(mib(128)));
     world.mover_rate = world.seen.move_rate = 3'000'000'000;
     for (std::uint64_t phase = 0; phase < 8; ++phase)
         EXPECT_EQ(worst_lack(world, {mib(16), 8 * kMs, phase * kMs}), Bytes{0}) << phase;
+}
+
+/// Moves at 2 GB/s, as to a good disk, are slower than the job: what is freed ahead lasts until it has all.
+TEST(PolicyJob, NorIfMovesAreALittleSlower) {
+    PolicyWorld world = world_of_jobs({});
+    world.mover_rate = 2'000'000'000;
+    world.seen.move_rate = 0;
+    for (std::uint64_t phase = 0; phase < 50; phase += 7)
+        EXPECT_EQ(worst_lack(world, {gib(1), 500 * kMs, phase * kMs}), Bytes{0}) << phase;
 }
 
 TEST(Policy, EveryReasonHasALine) {
