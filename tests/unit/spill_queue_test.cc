@@ -81,10 +81,10 @@ class FakeIo final : public RawIo {
 class SpillQueueTest : public ::testing::Test {
   protected:
     FakeFile file;
+    DirectBuffer chunk{kChunkBytes};
     SpillCounters counters;
     std::unique_ptr<SpillQueue> queue =
         std::make_unique<SpillQueue>(std::make_unique<FakeIo>(file), SlotPlaces{kSlots, 0}, counters);
-    DirectBuffer chunk{kChunkBytes};
 
     IoStatus run(Op op, std::uint32_t slot, PageRun pages) {
         Ticket ticket = 0;
