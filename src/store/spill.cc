@@ -42,13 +42,12 @@ void append(std::string& text, const std::string& sentence) {
 
 }  // namespace
 
-Spill::Spill(SpillFile file, State initial) : slots_(file.places().count, initial), file_(std::move(file)) {}
+Spill::Spill(SpillFile file) : slots_(file.places().count, file.initial_state()), file_(std::move(file)) {}
 
 Result<std::unique_ptr<Spill>> Spill::open(const SpillConfig& config) {
     auto file = SpillFile::open(config);
     if (!file) return std::move(file).error();
-    const State initial = file->is_device() ? State::free : State::absent;
-    std::unique_ptr<Spill> spill(new Spill(std::move(*file), initial));
+    std::unique_ptr<Spill> spill(new Spill(std::move(*file)));
     // That there is no room passes, and problem tells it; that a file system cannot reserve any does not.
     if (auto reserved = spill->reserve_some(); !reserved) {
         if (reserved.error().code == Errc::unavailable) return std::move(reserved).error();
@@ -61,7 +60,7 @@ Result<std::unique_ptr<Spill>> Spill::adopt(const SpillConfig& config, UniqueFd 
                                             std::span<const std::uint32_t> used) {
     auto file = SpillFile::take_over(config, std::move(fd));
     if (!file) return std::move(file).error();
-    std::unique_ptr<Spill> spill(new Spill(std::move(*file), State::stale));
+    std::unique_ptr<Spill> spill(new Spill(std::move(*file)));
     if (auto known = spill->slots_.adopt(used); !known) return std::move(known).error();
     return spill;
 }

@@ -91,7 +91,7 @@ class Spill {
     Result<void> close();
 
   private:
-    Spill(SpillFile file, SpillSlots::State initial);
+    explicit Spill(SpillFile file);
 
     Result<void> wipe_some();
     Result<void> reserve_some();

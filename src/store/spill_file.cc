@@ -118,21 +118,22 @@ Result<UniqueFd> make_unnamed(const std::string& path, std::uint32_t magic) {
     return sys_error(fmt::format("cannot make the spill's file in {}", path));
 }
 
-/// Refuses a device that holds something, and writes the header.
-Result<void> claim_device(int fd, const std::string& path) {
+/// Refuses a device that holds something, and writes the header. Returns the state of its slots.
+Result<SpillSlots::State> claim_device(int fd, const std::string& path) {
     const Memory memory = make_memory(kLookedAtBytes);
     if (!memory) return Error{Errc::no_memory, 0, "no memory to look at the spill's device"};
     if (::pread(fd, memory.get(), kLookedAtBytes, 0) != static_cast<ssize_t>(kLookedAtBytes))
         return sys_error(fmt::format("cannot read {}", path));
     const std::string_view text(reinterpret_cast<const char*>(memory.get()), kLookedAtBytes);
-    if (!text.starts_with(kHeader) && text.find_first_not_of('\0') != std::string_view::npos)
+    const bool left_over = text.starts_with(kHeader);
+    if (!left_over && text.find_first_not_of('\0') != std::string_view::npos)
         return Error{Errc::exists, 0, fmt::format("{} holds something", path),
                      fmt::format("If it is to be overwritten: blkdiscard --zeroout --length 1MiB {}", path)};
     std::memset(memory.get(), 0, kPageBytes);
     std::memcpy(memory.get(), kHeader.data(), kHeader.size());
     if (::pwrite(fd, memory.get(), kPageBytes, 0) != static_cast<ssize_t>(kPageBytes))
         return sys_error(fmt::format("cannot write to {}", path));
-    return {};
+    return left_over ? SpillSlots::State::stale : SpillSlots::State::free;
 }
 
 }  // namespace
@@ -187,7 +188,9 @@ Result<SpillFile> SpillFile::open_device(const SpillConfig& config, dev_t device
     if (::ioctl(file.fd_.get(), BLKGETSIZE64, &size) != 0)
         return sys_error(fmt::format("cannot ask for the size of {}", config.path));
     if (auto measured = file.measure(config, size); !measured) return std::move(measured).error();
-    if (auto claimed = claim_device(file.fd_.get(), config.path); !claimed) return std::move(claimed).error();
+    const auto claimed = claim_device(file.fd_.get(), config.path);
+    if (!claimed) return claimed.error();
+    file.initial_state_ = *claimed;
     return file;
 }
 
@@ -195,6 +198,7 @@ Result<SpillFile> SpillFile::take_over(const SpillConfig& config, UniqueFd fd) {
     struct stat about {};
     if (::fstat(fd.get(), &about) != 0) return sys_error("the spill that was handed over is not open");
     SpillFile file(std::move(fd), S_ISBLK(about.st_mode));
+    file.initial_state_ = SpillSlots::State::stale;
     auto size = static_cast<std::uint64_t>(about.st_size);
     if (file.is_device_ && ::ioctl(file.fd_.get(), BLKGETSIZE64, &size) != 0)
         return sys_error(fmt::format("cannot ask for the size of {}", config.path));

@@ -40,6 +40,8 @@ class SpillFile {
     [[nodiscard]] const UniqueFd& fd() const { return fd_; }
     [[nodiscard]] bool is_device() const { return is_device_; }
     [[nodiscard]] const SlotPlaces& places() const { return places_; }
+    /// What its slots are when nobody uses any. A device's are stale if another process has left bytes there.
+    [[nodiscard]] SpillSlots::State initial_state() const { return initial_state_; }
     /// What users should know though it works; empty if there is nothing.
     [[nodiscard]] const std::string& remark() const { return remark_; }
     /// Taken from the disk now. Of a device: all of it.
@@ -62,6 +64,7 @@ class SpillFile {
 
     UniqueFd fd_;
     bool is_device_;
+    SpillSlots::State initial_state_ = SpillSlots::State::absent;
     std::string path_;
     SlotPlaces places_;
     std::string remark_;

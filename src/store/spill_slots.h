@@ -28,7 +28,7 @@ class SpillSlots {
   public:
     enum class State : std::uint8_t {
         absent,   ///< no room on the disk is reserved for it
-        free,     ///< reserved, reads as zeros or as what was there before us
+        free,     ///< reserved, wiped or never ours
         used,     ///< taken
         stale,    ///< given back, not wiped yet
         claimed,  ///< the control thread is reserving or wiping it

@@ -19,7 +19,10 @@ constexpr int kFile = 0;
 class UringIo final : public RawIo {
   public:
     ~UringIo() override {
-        if (ring_is_open_) ::io_uring_queue_exit(&ring_);
+        if (!ring_is_open_) return;
+        // The kernel takes a ring apart some time later, and a device would be in use until then.
+        static_cast<void>(::io_uring_unregister_files(&ring_));
+        ::io_uring_queue_exit(&ring_);
     }
 
     Result<void> open(int fd, std::uint32_t depth) {

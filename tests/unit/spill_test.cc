@@ -461,8 +461,23 @@ TEST_F(SpillDevice, HoldsChunksAfterItsHeader) {
     EXPECT_EQ(refusal({device->path(), gib(1)}).code, Errc::busy);
     queue.reset();
     spill->retire(2);
+    spill->give_back(3);
     ASSERT_TRUE(spill->close());
     for (std::uint64_t n = 0; n < 8; ++n) EXPECT_EQ(traces_in(device->backing(), n * kChunkBytes), 0u) << n;
+}
+
+TEST_F(SpillDevice, WipesWhatACrashHasLeft) {
+    auto spill = must_open(device->path(), gib(1));
+    auto queue = *spill->make_queue();
+    for (const std::uint32_t slot : take_all(*spill)) ASSERT_EQ(write_chunk(*queue, slot, 1), IoStatus::ok);
+    queue.reset();
+    spill.reset();  // without close
+    spill = must_open(device->path(), gib(1));
+    EXPECT_TRUE(spill->needs_maintenance());
+    EXPECT_EQ(spill->counts().to_wipe, 7u);
+    EXPECT_EQ(spill->maintain(), Spill::Duty::none);
+    for (std::uint64_t n = 1; n < 8; ++n) EXPECT_EQ(traces_in(device->backing(), n * kChunkBytes), 0u) << n;
+    EXPECT_EQ(take_all(*spill).size(), 7u);
 }
 
 TEST_F(SpillDevice, IsNotOverwrittenUnlessItIsEmptyOrASpills) {
