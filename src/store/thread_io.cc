@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/semaphore.h"
+#include "base/unique_fd.h"
+#include "store/raw_io.h"
+
+namespace vramswap {
+namespace {
+
+/// Operations at the disk at once. With chunks of 2 MiB four keep it busy while one is being prepared.
+constexpr std::size_t kThreads = 4;
+
+class ThreadIo final : public RawIo {
+  public:
+    ThreadIo(int fd, std::uint32_t depth) : fd_(fd), waiting_(depth) { done_.reserve(depth); }
+
+    ~ThreadIo() override {
+        {
+            const MutexLock lock(mutex_);
+            stopping_ = true;
+        }
+        for (std::size_t n = 0; n < threads_.size(); ++n) work_.release();
+        for (std::thread& thread : threads_) thread.join();
+    }
+
+    Result<void> open() {
+        event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+        if (!event_) return sys_error("eventfd failed");
+        sigset_t all;
+        sigset_t before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are the control thread's
+        const auto started = start_threads();
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+        return started;
+    }
+
+    void start(const Operation& operation) override {
+        {
+            const MutexLock lock(mutex_);
+            waiting_[(first_waiting_ + waiting_count_++) % waiting_.size()] = operation;
+        }
+        work_.release();
+    }
+
+    std::size_t reap(std::span<Done> done) override {
+        // Emptied first: what ends after that makes it readable again.
+        std::uint64_t ends = 0;
+        static_cast<void>(!::read(event_.get(), &ends, sizeof ends));
+        const MutexLock lock(mutex_);
+        std::size_t n = 0;
+        for (; n < done.size() && !done_.empty(); ++n) {
+            done[n] = done_.back();
+            done_.pop_back();
+        }
+        return n;
+    }
+
+    [[nodiscard]] int event_fd() const override { return event_.get(); }
+
+  private:
+    Result<void> start_threads() {
+        try {
+            while (threads_.size() < kThreads) {
+                threads_.emplace_back([this] { run(); });
+                pthread_setname_np(threads_.back().native_handle(), "vs-spill");
+            }
+        } catch (const std::system_error& error) {
+            return Error{Errc::failed, error.code().value(), "cannot start the spill's threads"};
+        }
+        return {};
+    }
+
+    void run() {
+        Operation operation;
+        while (next(operation)) {
+            const auto offset = static_cast<off_t>(operation.offset);
+            const ssize_t moved = operation.op == Op::read
+                                      ? ::pread(fd_, operation.memory, operation.bytes, offset)
+                                      : ::pwrite(fd_, operation.memory, operation.bytes, offset);
+            finish({operation.tag, static_cast<std::int32_t>(moved < 0 ? -errno : moved)});
+        }
+    }
+
+    bool next(Operation& operation) {
+        work_.acquire();
+        const MutexLock lock(mutex_);
+        if (stopping_) return false;
+        operation = waiting_[first_waiting_];
+        first_waiting_ = (first_waiting_ + 1) % waiting_.size();
+        --waiting_count_;
+        return true;
+    }
+
+    void finish(const Done& done) {
+        {
+            const MutexLock lock(mutex_);
+            done_.push_back(done);
+        }
+        const std::uint64_t one = 1;
+        static_cast<void>(!::write(event_.get(), &one, sizeof one));  // far from its limit
+    }
+
+    const int fd_;
+    UniqueFd event_;
+    Semaphore work_;  ///< one for each operation that waits; and one for each thread that is to stop
+    Mutex mutex_;
+    bool stopping_ VS_GUARDED_BY(mutex_) = false;
+    std::vector<Operation> waiting_ VS_GUARDED_BY(mutex_);  ///< a ring, sized once
+    std::size_t first_waiting_ VS_GUARDED_BY(mutex_) = 0;
+    std::size_t waiting_count_ VS_GUARDED_BY(mutex_) = 0;
+    std::vector<Done> done_ VS_GUARDED_BY(mutex_);  ///< never more than the depth, reserved once
+    std::vector<std::thread> threads_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<RawIo>> make_thread_io(int fd, std::uint32_t depth) {
+    auto io = std::make_unique<ThreadIo>(fd, depth);
+    if (auto opened = io->open(); !opened) return std::move(opened).error();
+    return std::unique_ptr<RawIo>(std::move(io));
+}
+
+}  // namespace vramswap

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#include <fcntl.h>
+#include <liburing.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+
+#include "base/unique_fd.h"
+#include "store/raw_io.h"
+
+namespace vramswap {
+namespace {
+
+/// In the ring's table of files, where operations find it without counting references.
+constexpr int kFile = 0;
+
+class UringIo final : public RawIo {
+  public:
+    ~UringIo() override {
+        if (!ring_is_open_) return;
+        // The kernel takes a ring apart some time later, and a device would be in use until then.
+        static_cast<void>(::io_uring_unregister_files(&ring_));
+        ::io_uring_queue_exit(&ring_);
+    }
+
+    Result<void> open(int fd, std::uint32_t depth) {
+        event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+        if (!event_) return sys_error("eventfd failed");
+        // No flags: an end interrupts the thread, if it does not sleep, and makes the event readable. At a
+        // few thousand a second that costs nothing, and it works on every kernel.
+        if (const int made = ::io_uring_queue_init(depth, &ring_, 0); made < 0) return no_ring(-made);
+        ring_is_open_ = true;
+        if (const int taken = ::io_uring_register_files(&ring_, &fd, 1); taken < 0) return no_ring(-taken);
+        if (const int taken = ::io_uring_register_eventfd(&ring_, event_.get()); taken < 0)
+            return no_ring(-taken);
+        return {};
+    }
+
+    void start(const Operation& operation) override {
+        // Never null: the ring has as many entries as operations may be in flight.
+        io_uring_sqe& entry = *::io_uring_get_sqe(&ring_);
+        ::io_uring_prep_rw(operation.op == Op::read ? IORING_OP_READ : IORING_OP_WRITE, &entry, kFile,
+                           operation.memory, operation.bytes, operation.offset);
+        entry.flags = IOSQE_FIXED_FILE;
+        entry.user_data = operation.tag;
+        submit();
+    }
+
+    std::size_t reap(std::span<Done> done) override {
+        submit();
+        // Emptied first: what ends after that makes it readable again.
+        std::uint64_t ends = 0;
+        static_cast<void>(!::read(event_.get(), &ends, sizeof ends));
+        std::size_t n = 0;
+        io_uring_cqe* event = nullptr;
+        while (n < done.size() && ::io_uring_peek_cqe(&ring_, &event) == 0) {
+            done[n++] = {static_cast<std::uint32_t>(event->user_data), event->res};
+            ::io_uring_cqe_seen(&ring_, event);
+        }
+        return n;
+    }
+
+    [[nodiscard]] int event_fd() const override { return event_.get(); }
+
+  private:
+    static Error no_ring(int sys) {
+        return Error{Errc::unavailable, sys, "io_uring cannot be used",
+                     sys == EPERM ? "Allow it with sysctl kernel.io_uring_disabled=0, or in the container's "
+                                    "seccomp profile"
+                                  : ""};
+    }
+
+    /// What the kernel does not take now (no memory) stays in the ring for the next time.
+    void submit() {
+        if (::io_uring_sq_ready(&ring_) > 0) static_cast<void>(::io_uring_submit(&ring_));
+    }
+
+    io_uring ring_{};
+    bool ring_is_open_ = false;
+    UniqueFd event_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth) {
+    auto io = std::make_unique<UringIo>();
+    if (auto opened = io->open(fd, depth); !opened) return std::move(opened).error();
+    return std::unique_ptr<RawIo>(std::move(io));
+}
+
+}  // namespace vramswap
