@@ -61,6 +61,12 @@ void write_queue_setting(std::string_view sys_dir, std::string_view kernel_name,
     if (!file) log_warning("cannot set {} to {}", path, value);
 }
 
+void send_requests_at_once(std::string_view sys_dir, std::string_view kernel_name) {
+    write_queue_setting(sys_dir, kernel_name, "scheduler", "none");
+    if (read_queue_setting(sys_dir, kernel_name, "wbt_lat_usec") != 0)
+        write_queue_setting(sys_dir, kernel_name, "wbt_lat_usec", "0");
+}
+
 Result<UniqueFd> reserve_fd_number() {
     UniqueFd number(::eventfd(0, EFD_CLOEXEC));
     if (!number) return sys_error("eventfd failed");

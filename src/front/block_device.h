@@ -28,6 +28,11 @@ namespace vramswap {
 /// Best effort, with a warning: without its settings a device is slower, not wrong.
 void write_queue_setting(std::string_view sys_dir, std::string_view kernel_name, std::string_view setting,
                          std::string_view value);
+/// No scheduler (with one queue the kernel would take mq-deadline, which is for devices slower than its
+/// sorting), and no throttling of writes: with it, reclaim waits for writes that are complete. On 6.12 kswapd
+/// and a process stood in wbt_wait for minutes. In this order, since a change of the scheduler may switch it
+/// on.
+void send_requests_at_once(std::string_view sys_dir, std::string_view kernel_name);
 
 /// A low descriptor number, kept for the descriptor of a device that is opened later: see LoopDevice and
 /// NbdDevice.

@@ -101,6 +101,8 @@ TEST_P(FrontendContract, HasTheGeometryThatSwapNeeds) {
     EXPECT_GT(queue_setting(served.path, "discard_max_bytes"), 0);
     EXPECT_EQ(queue_setting(served.path, "discard_granularity"), 4096);
     EXPECT_GE(queue_setting(served.path, "max_sectors_kb"), 512);
+    EXPECT_LE(queue_setting(served.path, "wbt_lat_usec"), 0)
+        << "not throttled; kernels without it have no such setting";
 }
 
 TEST_P(FrontendContract, WritesAndReadsBackTransfersOfEverySize) {

@@ -111,7 +111,7 @@ Result<void> LoopDevice::check_direct_io() const {
 }
 
 void LoopDevice::tune_queue() const {
-    write_queue_setting(kSysDir, kernel_name_, "scheduler", "none");
+    send_requests_at_once(kSysDir, kernel_name_);
     write_queue_setting(kSysDir, kernel_name_, "rotational", "0");
     write_queue_setting(kSysDir, kernel_name_, "add_random", "0");
     // One request of the block layer shall be one of FUSE.

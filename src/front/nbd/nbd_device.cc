@@ -110,7 +110,7 @@ Result<void> NbdDevice::check_geometry() const {
 
 /// A device keeps settings of those who had it before; Linux 6.12 even ROTATIONAL.
 void NbdDevice::tune_queue() const {
-    write_queue_setting(system_.sys_dir, kernel_name_, "scheduler", "none");
+    send_requests_at_once(system_.sys_dir, kernel_name_);
     write_queue_setting(system_.sys_dir, kernel_name_, "max_sectors_kb",
                         fmt::format("{}", kNbdTransferBytes >> 10));
     if (read_queue_setting(system_.sys_dir, kernel_name_, "rotational") != 0)

@@ -62,9 +62,7 @@ Result<std::unique_ptr<UblkDevice>> UblkDevice::create(const UblkHost& host, Tar
     if (auto started = device->start_queues(target); !started) return std::move(started).error();
     if (auto started = device->control_.start(device->info_->device); !started)
         return std::move(started).error();
-    // With one queue the kernel would take mq-deadline, which is for devices that are slower than its
-    // sorting.
-    write_queue_setting("/sys", device->kernel_name_, "scheduler", "none");
+    send_requests_at_once("/sys", device->kernel_name_);
     return device;
 }
 
