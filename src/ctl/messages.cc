@@ -31,6 +31,19 @@ void fields(C& c, Visit visit) {
     visit("mode", c.mode);
     visit("segment_bytes", c.segment);
     visit("stage_bytes", c.stage);
+    visit("headroom", c.headroom);
+    visit("vram_max_bytes", c.vram_max);
+    visit("spill", c.spill);
+    visit("spill_size_bytes", c.spill_size);
+    visit("swap_rate_max_bytes", c.swap_rate_max);
+}
+
+template <typename P, typename Visit>
+requires std::is_same_v<std::remove_const_t<P>, GpuProcess>
+void fields(P& p, Visit visit) {
+    visit("pid", p.pid);
+    visit("name", p.name);
+    visit("memory_bytes", p.memory);
 }
 
 template <typename S, typename Visit>
@@ -62,6 +75,31 @@ void fields(S& s, Visit visit) {
     visit("read_errors", s.read_errors);
     visit("writes_refused", s.writes_refused);
     visit("flush_errors", s.flush_errors);
+    visit("staged_bytes", s.staged);
+    visit("vram_target_bytes", s.vram_target);
+    visit("spilled_bytes", s.spilled);
+    visit("spill_capacity_bytes", s.spill_capacity);
+    visit("spill_on_disk_bytes", s.spill_on_disk);
+    visit("spill_place", s.spill_place);
+    visit("spill_problem", s.spill_problem);
+    visit("moved_out_bytes", s.moved_out);
+    visit("moved_back_bytes", s.moved_back);
+    visit("compacted_bytes", s.compacted);
+    visit("pages_read_spill", s.pages_read_spill);
+    visit("pages_written_spill", s.pages_written_spill);
+    visit("move_errors", s.move_errors);
+    visit("reason", s.reason);
+    visit("set_by_hand", s.set_by_hand);
+    visit("reserve_bytes", s.reserve);
+    visit("move_rate_max", s.move_rate_max);
+    visit("gpu_total_bytes", s.gpu_total);
+    visit("gpu_free_bytes", s.gpu_free);
+    visit("others_memory_bytes", s.others_memory);
+    visit("others_sm_percent", s.others_sm_percent);
+    visit("power", s.power);
+    visit("gpu_processes", s.gpu_processes);
+    visit("read_latency", s.read_latency);
+    visit("write_latency", s.write_latency);
     visit("swap", s.swap);
     visit("swap_used_bytes", s.swap_used);
     visit("priority", s.priority);
@@ -103,11 +141,19 @@ void fields(P& p, Visit visit) {
 }
 
 template <typename T>
+Json list_of(const std::vector<T>& items);
+template <typename T>
+std::vector<T> read_list(const Json& list);
+
+template <typename T>
 Json object_of(const T& message) {
     Json j = Json::object();
     fields(message, [&j](const char* key, const auto& value) {
-        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, Bytes>)
+        using Value = std::remove_cvref_t<decltype(value)>;
+        if constexpr (std::is_same_v<Value, Bytes>)
             j[key] = value.n;
+        else if constexpr (std::is_same_v<Value, std::vector<GpuProcess>>)
+            j[key] = list_of(value);
         else
             j[key] = value;
     });
@@ -124,8 +170,11 @@ T read_object(const Json& j) {
     T message;
     fields(message, [&j](const char* key, auto& value) {
         if (may_lack_fields<T> && std::string_view(key) != "name" && !j.contains(key)) return;
-        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, Bytes>)
+        using Value = std::remove_cvref_t<decltype(value)>;
+        if constexpr (std::is_same_v<Value, Bytes>)
             value.n = j.at(key).template get<std::uint64_t>();
+        else if constexpr (std::is_same_v<Value, std::vector<GpuProcess>>)
+            value = read_list<GpuProcess>(j.at(key));
         else
             j.at(key).get_to(value);
     });

@@ -23,12 +23,24 @@ struct DeviceConfig {
     std::string gpu;       ///< "cuda:0", "sim:0"
     std::string frontend;  ///< "loop"
     std::uint32_t threads = 0;
-    std::string mode = "copy";  ///< how small copies are made: copy, turbo
+    std::string mode = "auto";  ///< how small copies are made: auto, copy, turbo
     Bytes segment = mib(128);
     Bytes stage = mib(32);
+    std::string headroom;   ///< kept free for others: "1.5G", "15%"; empty: chosen for this GPU
+    Bytes vram_max{};       ///< never more VRAM than this; 0: as much as the device has use for
+    std::string spill;      ///< a directory or a block device; empty: none
+    Bytes spill_size{};     ///< of the spill, at most
+    Bytes swap_rate_max{};  ///< bytes/s of swap while others use the GPU; 0: no ceiling
 };
 [[nodiscard]] std::string to_json(const DeviceConfig& config);
 [[nodiscard]] Result<DeviceConfig> parse_device_config(std::string_view text);
+
+/// A process on the GPU that is not ours.
+struct GpuProcess {
+    pid_t pid = 0;
+    std::string name;
+    Bytes memory{};
+};
 
 /// A device as `status` shows it. `state` is the worker's, or "worker-dead" as the guardian tells it.
 struct DeviceStatus {
@@ -46,6 +58,32 @@ struct DeviceStatus {
     std::uint64_t pages_read = 0, pages_written = 0, pages_discarded = 0, zero_pages_written = 0;
     std::uint64_t pages_read_stage = 0, pages_read_gpu = 0, pages_flushed = 0;
     std::uint64_t reread_pages = 0, read_errors = 0, writes_refused = 0, flush_errors = 0;
+    // Where chunks are, and how they move.
+    Bytes staged{};                   ///< images of the stage in use
+    Bytes vram_target{};              ///< what the policy wants of VRAM
+    Bytes spilled{};                  ///< chunks whose home is the spill
+    Bytes spill_capacity{};           ///< 0: there is no spill
+    Bytes spill_on_disk{};            ///< taken from the disk now
+    std::string spill_place;          ///< directory or block device
+    std::string spill_problem;        ///< what is wrong with it, in sentences
+    Bytes moved_out{}, moved_back{};  ///< VRAM to spill and back, since the start
+    Bytes compacted{};                ///< moved within VRAM
+    std::uint64_t pages_read_spill = 0;
+    std::uint64_t pages_written_spill = 0;
+    std::uint64_t move_errors = 0;
+    // What the policy sees and does.
+    std::string reason;               ///< why the target is what it is, a line for people
+    std::string set_by_hand;          ///< "resize 4G", "yield", "yield 2G"; empty: the policy decides alone
+    Bytes reserve{};                  ///< what it wants to see free on the GPU
+    std::uint64_t move_rate_max = 0;  ///< bytes/s it allows for moves; 2^64-1: no limit
+    Bytes gpu_total{}, gpu_free{};
+    Bytes others_memory{};       ///< of all other processes on the GPU
+    int others_sm_percent = -1;  ///< of the time with a kernel running; -1: not known
+    std::string power;           ///< mains, battery, unknown
+    std::vector<GpuProcess> gpu_processes;
+    /// How many requests that had to wait for a copy took so long: entry n counts those of 2^(n/2) to
+    /// 2^((n+1)/2) nanoseconds.
+    std::vector<std::uint64_t> read_latency, write_latency;
     bool swap = false;  ///< filled by the command from /proc/swaps, like the next two
     Bytes swap_used{};
     int priority = 0;
