@@ -56,10 +56,14 @@ class TargetQueue {
     /// in use: vendor libraries set up what they keep per thread on its first call. May block and allocate.
     virtual void enter_thread() {}
 
-    /// Requests that are pending. While it is not 0 the owner polls without sleeping.
+    /// Requests that are pending.
     [[nodiscard]] virtual std::size_t in_flight() const = 0;
+    /// True while something pending ends within microseconds: the owner polls without sleeping. If nothing
+    /// does, but requests are pending, event_fd tells when it is worth polling again.
+    [[nodiscard]] virtual bool should_spin() const { return in_flight() != 0; }
 
-    /// Becomes readable when a request answered with retry is worth another try. Read 8 bytes to reset it.
+    /// Becomes readable when a request answered with retry is worth another try, and when a pending one that
+    /// takes long may have ended. Read 8 bytes to reset it, before the next submit or poll.
     [[nodiscard]] virtual int event_fd() const = 0;
 
   protected:

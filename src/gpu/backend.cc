@@ -15,9 +15,14 @@ IoStatus TransferQueue::submit(std::span<const Copy> copies, Ticket& ticket) {
         (void)poll(last_completed_ + 1);
         if (last_submitted_ - last_completed_ >= kDepth) return IoStatus::retry;
     }
+    const auto fits = [this](SegmentId segment, std::uint64_t offset, std::uint32_t bytes) {
+        const std::uint64_t size = do_segment_bytes(segment);
+        return bytes != 0 && offset <= size && bytes <= size - offset;
+    };
     for (const Copy& c : copies) {
-        const std::uint64_t size = do_segment_bytes(c.segment);
-        if (c.bytes == 0 || c.offset > size || c.bytes > size - c.offset) return IoStatus::out_of_range;
+        if (!fits(c.segment, c.offset, c.bytes)) return IoStatus::out_of_range;
+        if (c.op == Copy::Op::within_gpu && !fits(c.to_segment, c.to_offset, c.bytes))
+            return IoStatus::out_of_range;
     }
     const Ticket next = last_submitted_ + 1;
     const IoStatus status = do_submit(copies, next);

@@ -74,14 +74,17 @@ struct SegmentId {
     constexpr auto operator<=>(const SegmentId&) const = default;
 };
 
-/// One copy. `host` must lie in memory given to register_host (other memory makes it slow or fail).
+/// One copy, between host memory and a segment, or within the GPU. `host` must lie in memory given to
+/// register_host (other memory makes it slow or fail).
 struct Copy {
-    enum class Op : std::uint8_t { to_gpu, from_gpu };
+    enum class Op : std::uint8_t { to_gpu, from_gpu, within_gpu };
     Op op = Op::to_gpu;
     SegmentId segment{};
-    std::uint64_t offset = 0;  ///< bytes from the segment's start
-    std::byte* host = nullptr;
+    std::uint64_t offset = 0;   ///< bytes from the segment's start
+    std::byte* host = nullptr;  ///< not for within_gpu
     std::uint32_t bytes = 0;
+    SegmentId to_segment{};  ///< within_gpu only: where to; the places do not overlap
+    std::uint64_t to_offset = 0;
 };
 
 /// Names one submission of a TransferQueue. That they are complete is told in order.

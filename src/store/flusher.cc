@@ -19,26 +19,19 @@ constexpr std::uint32_t kFailuresBeforeRefusing = 5;
 constexpr std::uint64_t kPauseMaxNs = 1'000'000'000;
 /// So long the thread spins while no flight ends.
 constexpr std::uint64_t kSpinNs = 200'000;
+/// A look again at an image whose chunk is being moved; the mover kicks when it is done.
+constexpr std::uint64_t kMovingNs = 1'000'000;
 }  // namespace
 
-void warm_up_thread(TransferQueue& queue) {
-    constexpr std::uint64_t kPatienceNs = 500'000'000;
-    Ticket ticket = 0;
-    if (queue.submit({}, ticket) != IoStatus::pending) return;
-    const std::uint64_t end = now_ns() + kPatienceNs;
-    while (queue.poll(ticket) == IoStatus::pending && now_ns() < end) cpu_relax();
-}
-
-Flusher::Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> to_gpu,
-                 std::unique_ptr<TransferQueue> from_gpu, std::uint64_t age_ns_max, const CopyCosts& costs,
-                 std::uint32_t mergers)
+Flusher::Flusher(StoreParts& parts, FlusherParts own)
     : parts_(parts),
-      to_gpu_(std::move(to_gpu)),
-      from_gpu_(std::move(from_gpu)),
-      age_ns_max_(age_ns_max),
-      costs_(costs),
+      gpu_(own.gpu),
+      to_gpu_(std::move(own.to_gpu)),
+      from_gpu_(std::move(own.from_gpu)),
+      age_ns_max_(own.age_ns_max),
+      costs_(own.costs),
       free_images_low_(parts.stage->free_images_low()),
-      mergers_(parts, mergers),
+      mergers_(parts, own.mergers, own.first_scratch),
       flying_(parts.stage->images(), 0),
       event_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     due_.reserve(parts.stage->images());
@@ -146,12 +139,17 @@ void Flusher::kick(bool urgent) noexcept {
 
 bool Flusher::anything_dirty() const {
     for (std::uint32_t i = 0; i < parts_.stage->images(); ++i)
-        if (parts_.stage->header(i).dirty_pages.load(std::memory_order_seq_cst) != 0) return true;
+        if (is_mine(i) && parts_.stage->header(i).dirty_pages.load(std::memory_order_seq_cst) != 0)
+            return true;
     return false;
 }
 
 bool Flusher::wants_to_drain() const {
-    return draining_.load() && parts_.stage->free_images() != parts_.stage->images();
+    if (!draining_.load()) return false;
+    for (std::uint32_t i = 0; i < parts_.stage->images(); ++i)
+        if (is_mine(i) && parts_.stage->header(i).chunk_plus_one.load(std::memory_order_relaxed) != 0)
+            return true;
+    return false;
 }
 
 std::uint64_t Flusher::step(std::uint64_t now) {
@@ -177,7 +175,7 @@ std::uint64_t Flusher::find_due(std::uint64_t now) {
     for (std::uint32_t i = 0; i < parts_.stage->images(); ++i) {
         const ImageHeader& h = parts_.stage->header(i);
         const std::uint32_t dirty = h.dirty_pages.load(std::memory_order_relaxed);
-        if (dirty == 0 || in_flight(i)) continue;
+        if (dirty == 0 || in_flight(i) || !is_mine(i)) continue;
         std::uint64_t due = now;
         if (!draining && dirty < kChunkPages)
             due = h.dirty_since_ns.load(std::memory_order_relaxed) + age_ns_max_;
@@ -262,8 +260,10 @@ Flusher::Flight* Flusher::idle_flight() {
 
 /// Starts what is due; returns when the next image will be.
 std::uint64_t Flusher::start_flights(std::uint64_t now) {
-    const std::uint64_t next = find_due(now);
+    std::uint64_t next = find_due(now);
     if (not_before_ns_ <= now) add_oldest_due();
+    if (const std::uint64_t paced = parts_.pacer.not_before(now); paced != 0 && !due_.empty()) return paced;
+    moving_met_ = false;
     const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
     to_gpu_->set_mode(mode);
     from_gpu_->set_mode(mode);
@@ -273,6 +273,7 @@ std::uint64_t Flusher::start_flights(std::uint64_t now) {
         n = start_flight(*flight, n, now);
         if (not_before_ns_ > now) return not_before_ns_;
     }
+    if (moving_met_) next = std::min(next, now + kMovingNs);
     return next;
 }
 
@@ -285,6 +286,7 @@ std::size_t Flusher::start_flight(Flight& flight, std::size_t n, std::uint64_t n
     for (; n < due_.size() && flight.count < kLoadsMax; ++n) {
         if (copies_scratch_.size() >= kCopiesEnough || bytes_scratch_ >= kBytesEnough) break;
         const Begun begun = begin(flight, due_[n]);
+        moving_met_ = moving_met_ || begun == Begun::later;
         if (begun == Begun::alone) break;
         if (flight.merge != nullptr) {
             ++n;
@@ -292,6 +294,7 @@ std::size_t Flusher::start_flight(Flight& flight, std::size_t n, std::uint64_t n
         }
     }
     if (flight.count == 0) return n;
+    parts_.pacer.charge(bytes_scratch_, now);
     TransferQueue& queue = flight.merge != nullptr ? *from_gpu_ : *to_gpu_;
     flight.phase = flight.merge != nullptr ? Flight::Phase::fetching : Flight::Phase::sending;
     if (queue.submit(copies_scratch_, flight.ticket) == IoStatus::pending)
@@ -309,7 +312,9 @@ Flusher::Begun Flusher::begin(Flight& flight, std::uint32_t image) {
     const ChunkIndex chunk{plus_one - 1};
     ChunkEntry& entry = parts_.state.chunks()[chunk.n];
     const ChunkLock lock(entry);
-    if (!entry.image.has() || entry.image.get() != image || !h.dirty.any()) return Begun::no;
+    if (!entry.image.has() || entry.image.get() != image || !h.dirty.any() || !is_mine(image))
+        return Begun::no;
+    if (entry.moving != ChunkEntry::Moving::no) return Begun::later;
     const PageBits sent = bridged(h, chunk);
     const PageRun span = worth_completing(sent, h, chunk);
     Merge* const merge = span.count != 0 ? mergers_.idle() : nullptr;
@@ -332,6 +337,7 @@ Flusher::Begun Flusher::begin(Flight& flight, std::uint32_t image) {
         list_copies(Copy::Op::to_gpu, load, sent, parts_.stage->page(image, 0));
     }
     ++entry.pins;
+    entry.flushing = true;
     flying_[image] = 1;
     return Begun::yes;
 }
@@ -418,6 +424,7 @@ void Flusher::finish_load(const Load& load, IoStatus status, std::uint64_t now) 
         parts_.mark_dirty(h, now);
     }
     h.in_flight.clear_all();
+    entry.flushing = false;
     --entry.pins;
     parts_.release_if_empty(entry);
 }
@@ -448,10 +455,14 @@ void Flusher::free_clean_images() {
 bool Flusher::free_if_clean(std::uint32_t image) {
     ImageHeader& h = parts_.stage->header(image);
     const std::uint32_t plus_one = h.chunk_plus_one.load(std::memory_order_acquire);
-    if (plus_one == 0 || h.dirty_pages.load(std::memory_order_relaxed) != 0 || in_flight(image)) return false;
+    if (plus_one == 0 || h.dirty_pages.load(std::memory_order_relaxed) != 0 || in_flight(image) ||
+        !is_mine(image))
+        return false;
     ChunkEntry& entry = parts_.state.chunks()[plus_one - 1];
     const ChunkLock lock(entry);
-    if (!entry.image.has() || entry.image.get() != image || h.dirty.any() || h.in_flight.any()) return false;
+    if (!entry.image.has() || entry.image.get() != image || h.dirty.any() || h.in_flight.any() ||
+        entry.flushing)
+        return false;
     parts_.stage->give(image);
     entry.image.reset();
     return true;

@@ -32,18 +32,21 @@ struct FlusherConfig {
     std::optional<std::uint32_t> mergers{};
 };
 
-/// Runs one empty submission to its end (or error, or half a second), so that the GPU library's first call on
-/// this thread is behind us. May block and allocate.
-void warm_up_thread(TransferQueue& queue);
+/// What a flusher works with, beside what the store shares.
+struct FlusherParts {
+    std::uint32_t gpu = 0;  ///< it sends what has its home there
+    std::unique_ptr<TransferQueue> to_gpu{};
+    std::unique_ptr<TransferQueue> from_gpu{};
+    std::uint64_t age_ns_max = 0;
+    CopyCosts costs{};
+    std::uint32_t mergers = 0;
+    std::uint32_t first_scratch = 0;  ///< of the stage's scratch chunks, the mergers'
+};
 
-class Flusher {
+class Flusher final : public Carrier {
   public:
-    /// The queues are this flusher's alone: one to VRAM, one from it.
-    Flusher(StoreParts& parts, std::unique_ptr<TransferQueue> to_gpu, std::unique_ptr<TransferQueue> from_gpu,
-            std::uint64_t age_ns_max, const CopyCosts& costs, std::uint32_t mergers);
-    ~Flusher();
-    Flusher(const Flusher&) = delete;
-    Flusher& operator=(const Flusher&) = delete;
+    Flusher(StoreParts& parts, FlusherParts own);
+    ~Flusher() override;
 
     /// Starts and stops the threads. Control thread. Errors: failed; then none runs.
     Result<void> start();
@@ -60,7 +63,7 @@ class Flusher {
     bool merge_one() { return mergers_.merge_one(); }
 
     /// From I/O threads after making pages dirty. `urgent`: an image is full or the pool is short.
-    void kick(bool urgent) noexcept;
+    void kick(bool urgent) noexcept override;
 
     /// While set, everything dirty is due and every clean image is freed.
     void set_draining(std::atomic<bool>::value_type on) {
@@ -106,7 +109,7 @@ class Flusher {
     static constexpr std::size_t kCopiesEnough = 64;
     static constexpr std::uint64_t kBytesEnough = 1u << 20;
 
-    enum class Begun : std::uint8_t { yes, no, alone };
+    enum class Begun : std::uint8_t { yes, no, later, alone };
 
     void run();
     bool await_flight(std::uint64_t since);
@@ -135,10 +138,14 @@ class Flusher {
     void free_clean_images();
     bool free_if_clean(std::uint32_t image);
     [[nodiscard]] bool in_flight(std::uint32_t image) const { return flying_[image] != 0; }
+    [[nodiscard]] bool is_mine(std::uint32_t image) const {
+        return parts_.stage->header(image).carrier.load(std::memory_order_relaxed) == gpu_;
+    }
     [[nodiscard]] Flight* idle_flight();
     [[nodiscard]] std::uint32_t images_with_mergers() const;
 
     StoreParts& parts_;
+    const std::uint32_t gpu_;
     const std::unique_ptr<TransferQueue> to_gpu_;
     const std::unique_ptr<TransferQueue> from_gpu_;
     const std::uint64_t age_ns_max_;
@@ -156,6 +163,7 @@ class Flusher {
     std::uint32_t clock_hand_ = 0;
     std::uint32_t failures_in_row_ = 0;
     std::uint64_t not_before_ns_ = 0;
+    bool moving_met_ = false;  ///< an image was due whose chunk is being moved
 
     // Self-synchronised.
     enum Sleep : int { awake, dozing, idle };

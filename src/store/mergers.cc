@@ -15,8 +15,10 @@ std::uint32_t Mergers::threads_for(std::uint32_t images, std::uint32_t cpus) {
     return std::min(wanted, images / 4);  // so many images are on their way when the stage is short
 }
 
-Mergers::Mergers(StoreParts& parts, std::uint32_t threads) : parts_(parts), thread_count_(threads) {
-    for (std::uint32_t n = 0; n < scratch_chunks(threads); ++n) merges_[n].scratch = parts.stage->scratch(n);
+Mergers::Mergers(StoreParts& parts, std::uint32_t threads, std::uint32_t first_scratch)
+    : parts_(parts), thread_count_(threads) {
+    for (std::uint32_t n = 0; n < scratch_chunks(threads); ++n)
+        merges_[n].scratch = parts.stage->scratch(first_scratch + n);
 }
 
 Mergers::~Mergers() {

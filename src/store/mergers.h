@@ -49,8 +49,9 @@ class Mergers {
     /// from those who write.
     [[nodiscard]] static std::uint32_t threads_for(std::uint32_t images, std::uint32_t cpus);
 
+    /// `first_scratch`: of the stage's scratch chunks, the first of scratch_chunks(threads).
     /// REQUIRES: threads <= kThreadsMax.
-    Mergers(StoreParts& parts, std::uint32_t threads);
+    Mergers(StoreParts& parts, std::uint32_t threads, std::uint32_t first_scratch);
     ~Mergers();
     Mergers(const Mergers&) = delete;
     Mergers& operator=(const Mergers&) = delete;

@@ -27,66 +27,113 @@ std::string segment_key(std::uint32_t number) {
 }
 }  // namespace
 
-Result<std::unique_ptr<PageStore>> PageStore::create(Backend& gpu, const StoreConfig& config,
+Result<std::unique_ptr<PageStore>> PageStore::create(std::vector<Backend*> gpus, const StoreConfig& config,
                                                      FdKeeper* keeper) {
+    if (gpus.empty() || gpus.size() > kGpusMax)
+        return Error{Errc::usage, 0, fmt::format("a store over {} GPUs is impossible", gpus.size()),
+                     fmt::format("It takes 1 to {}", kGpusMax)};
     const std::uint64_t images = config.stage.n / kChunkBytes;
     if (images < kImagesMin)
         return Error{Errc::usage, 0, fmt::format("a stage of {} is too small", format_size(config.stage)),
                      fmt::format("Give it at least {}", format_size(Bytes{kChunkBytes} * kImagesMin))};
-    if (config.segment.n % gpu.caps().granularity.n != 0)
-        return Error{Errc::usage, 0,
-                     fmt::format("segments of {} do not suit this GPU", format_size(config.segment))};
-    if (config.mode == EngineMode::turbo && !gpu.caps().turbo)
-        return Error{Errc::unavailable, 0, fmt::format("mode turbo is not available on {}", gpu.info().name),
-                     "Use mode copy. Turbo needs CUDA and a GPU from Maxwell on"};
-    auto state = State::create({config.size, config.segment, static_cast<std::uint32_t>(images)});
+    for (const Backend* gpu : gpus) {
+        if (config.segment.n % gpu->caps().granularity.n != 0)
+            return Error{
+                Errc::usage, 0,
+                fmt::format("segments of {} do not suit {}", format_size(config.segment), gpu->info().name)};
+        if (config.mode == EngineMode::turbo && !gpu->caps().turbo)
+            return Error{Errc::unavailable, 0,
+                         fmt::format("mode turbo is not available on {}", gpu->info().name),
+                         "Use mode copy. Turbo needs CUDA and a GPU from Maxwell on"};
+    }
+    const auto gpu_count = static_cast<std::uint32_t>(gpus.size());
+    auto state = State::create({config.size, config.segment, static_cast<std::uint32_t>(images), gpu_count});
     if (!state) return std::move(state).error();
     StoreConfig chosen = config;
     chosen.flusher.mergers = choose_mergers(config);
-    auto stage = Stage::create(*state, Mergers::scratch_chunks(*chosen.flusher.mergers));
+    const bool moves_through_host = config.spill != nullptr || gpu_count > 1;
+    auto stage = Stage::create(*state, gpu_count * Mergers::scratch_chunks(*chosen.flusher.mergers) +
+                                           (moves_through_host ? Moves::kScratchChunks : 0));
     if (!stage) return std::move(stage).error();
-    auto parts = std::make_unique<StoreParts>(std::move(*state), std::move(*stage));
-    std::unique_ptr<PageStore> store(new PageStore(gpu, keeper, std::move(parts)));
+    auto parts = std::make_unique<StoreParts>(std::move(*state), std::move(*stage), config.spill, gpu_count);
+    std::unique_ptr<PageStore> store(new PageStore(std::move(gpus), keeper, std::move(parts)));
     if (auto started = store->start_up(chosen); !started) return std::move(started).error();
     return store;
 }
 
-PageStore::PageStore(Backend& gpu, FdKeeper* keeper, std::unique_ptr<StoreParts> parts)
-    : gpu_(gpu), keeper_(keeper), parts_(std::move(parts)) {}
+PageStore::PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_ptr<StoreParts> parts)
+    : gpus_(std::move(gpus)), keeper_(keeper), parts_(std::move(parts)) {}
 
 Result<void> PageStore::start_up(const StoreConfig& config) {
-    if (auto pinned = gpu_.register_host(parts_->stage->memory()); !pinned)
-        return std::move(pinned).error().in("cannot register the stage with the GPU");
+    mergers_ = config.flusher.mergers.value_or(0);
+    for (Backend* gpu : gpus_)
+        if (auto pinned = gpu->register_host(parts_->stage->memory()); !pinned)
+            return std::move(pinned).error().in("cannot register the stage with the GPU");
     if (keeper_ != nullptr) {
         if (auto kept = keeper_->keep("state", parts_->state.fd()); !kept) return kept;
         if (auto kept = keeper_->keep("stage", parts_->stage->fd()); !kept) return kept;
+        if (parts_->spill != nullptr)
+            if (auto kept = keeper_->keep("spill", parts_->spill->fd()); !kept) return kept;
     }
-    if (auto grown = grow(); !grown) return grown;
-    auto to_gpu = gpu_.make_queue();
-    if (!to_gpu) return std::move(to_gpu).error();
-    auto from_gpu = gpu_.make_queue();
-    if (!from_gpu) return std::move(from_gpu).error();
     set_mode(config.mode);
-    // The stage and the first segment are empty yet.
-    const CopyCosts costs =
-        config.flusher.costs
-            ? *config.flusher.costs
-            : measure_copy_costs(**to_gpu, gpu_.caps(), parts_->stage->memory(), parts_->segment_id(0));
-    flusher_ =
-        std::make_unique<Flusher>(*parts_, std::move(*to_gpu), std::move(*from_gpu),
-                                  config.flusher.age_ns_max, costs, config.flusher.mergers.value_or(0));
+    for (std::uint32_t gpu = 0; gpu < gpus_.size(); ++gpu) {
+        if (auto grown = grow(gpu); !grown) return grown;
+        if (auto made = make_flusher(gpu, config); !made) return made;
+    }
+    return make_mover();
+}
+
+Result<void> PageStore::make_flusher(std::uint32_t gpu, const StoreConfig& config) {
+    FlusherParts own;
+    own.gpu = gpu;
+    own.age_ns_max = config.flusher.age_ns_max;
+    own.mergers = mergers_;
+    own.first_scratch = gpu * Mergers::scratch_chunks(mergers_);
+    for (auto* queue : {&own.to_gpu, &own.from_gpu}) {
+        auto made = gpus_[gpu]->make_queue();
+        if (!made) return std::move(made).error();
+        *queue = std::move(*made);
+    }
+    // The stage and this GPU's first segment, which has its number, are empty yet.
+    own.costs = config.flusher.costs ? *config.flusher.costs
+                                     : measure_copy_costs(*own.to_gpu, gpus_[gpu]->caps(),
+                                                          parts_->stage->memory(), parts_->segment_id(gpu));
+    flushers_.push_back(std::make_unique<Flusher>(*parts_, std::move(own)));
+    parts_->carriers[gpu] = flushers_.back().get();
+    return {};
+}
+
+Result<void> PageStore::make_mover() {
+    std::vector<std::unique_ptr<TransferQueue>> queues;
+    for (Backend* gpu : gpus_) {
+        auto queue = gpu->make_queue();
+        if (!queue) return std::move(queue).error();
+        queues.push_back(std::move(*queue));
+    }
+    std::unique_ptr<SpillQueue> spill;
+    if (parts_->spill != nullptr) {
+        auto queue = parts_->spill->make_queue();
+        if (!queue) return std::move(queue).error().in("cannot use the spill");
+        spill = std::move(*queue);
+    }
+    const auto scratch = static_cast<std::uint32_t>(gpus_.size()) * Mergers::scratch_chunks(mergers_);
+    mover_ = std::make_unique<Mover>(
+        *parts_, std::make_unique<Moves>(*parts_, std::move(queues), std::move(spill), scratch));
+    parts_->carriers[kSpillCarrier] = mover_.get();
     return {};
 }
 
 PageStore::~PageStore() {
-    flusher_.reset();
-    (void)gpu_.unregister_host(parts_->stage->memory());
+    mover_.reset();
+    flushers_.clear();
+    for (Backend* gpu : gpus_) (void)gpu->unregister_host(parts_->stage->memory());
     const auto segments = parts_->state.segments();
     for (std::uint32_t n = 0; n < segments.size(); ++n)
         if (segments[n].state == SegmentEntry::State::in_use) {
-            (void)gpu_.free_segment(parts_->segment_id(n));
+            (void)gpus_[segments[n].gpu]->free_segment(parts_->segment_id(n));
             drop(segment_key(n));  // a descriptor kept would keep the VRAM too
         }
+    if (parts_->spill != nullptr) drop("spill");
     drop("stage");
     drop("state");
 }
@@ -96,7 +143,42 @@ Bytes PageStore::size() const {
 }
 
 Result<void> PageStore::start() {
-    return flusher_->start();
+    for (const auto& flusher : flushers_)
+        if (auto started = flusher->start(); !started) return started;
+    return mover_->start();
+}
+
+void PageStore::obey(std::uint32_t gpu, const StoreOrder& order) {
+    const auto segments = static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(order.vram_max.n / parts_->state.header().segment_bytes, ~std::uint32_t{0}));
+    const bool changed = parts_->target_segments[gpu].exchange(segments) != segments;
+    set_mode(order.mode);
+    parts_->pacer.set_rate(order.swap_rate);
+    mover_->set_rate(order.move_rate);
+    if (!changed) return;
+    parts_->request_maintenance();
+    mover_->kick(true);
+}
+
+StoreHoldings PageStore::holdings(std::uint32_t gpu) const {
+    StoreHoldings h;
+    const SlotAllocator& slots = parts_->slots;
+    h.vram = Bytes{parts_->state.header().segment_bytes} * slots.segments(gpu);
+    h.wanted = Bytes{kChunkBytes} * slots.used(gpu);
+    if (parts_->spill != nullptr) {
+        // Of what is in the spill each GPU wants its share back.
+        const Bytes spilled = Bytes{kChunkBytes} * (parts_->spill->used() / parts_->gpus);
+        h.wanted = h.wanted + spilled;
+        h.spill_room = spilled + Bytes{kChunkBytes} * parts_->spill->room();
+    }
+    h.move_rate = mover_->counters().rate_out.load(std::memory_order_relaxed);
+    for (std::uint32_t i = 0; i < parts_->queues_used.load(std::memory_order_acquire); ++i) {
+        const QueueSlot& queue = parts_->queues[i];
+        h.pages_in += queue.counters.pages_read.load(std::memory_order_relaxed);
+        h.pages_out += queue.counters.pages_written.load(std::memory_order_relaxed);
+        h.requests += queue.in_flight.load(std::memory_order_relaxed);
+    }
+    return h;
 }
 
 Result<std::unique_ptr<TargetQueue>> PageStore::make_queue(std::uint32_t depth) {
@@ -104,8 +186,12 @@ Result<std::unique_ptr<TargetQueue>> PageStore::make_queue(std::uint32_t depth) 
         return Error{
             Errc::usage, 0,
             fmt::format("a queue of depth {} is not between 1 and {}", depth, TransferQueue::kDepth)};
-    auto gpu = gpu_.make_queue();
-    if (!gpu) return std::move(gpu).error();
+    std::vector<std::unique_ptr<TransferQueue>> queues;
+    for (Backend* gpu : gpus_) {
+        auto queue = gpu->make_queue();
+        if (!queue) return std::move(queue).error();
+        queues.push_back(std::move(*queue));
+    }
     std::uint32_t n = 0;
     const std::uint32_t used = parts_->queues_used.load();
     while (n < used && parts_->queues[n].in_use.load()) ++n;
@@ -118,42 +204,59 @@ Result<std::unique_ptr<TargetQueue>> PageStore::make_queue(std::uint32_t depth) 
         slot.event_fd.store(fd);
         parts_->queues_used.store(n + 1, std::memory_order_release);
     }
+    std::unique_ptr<SpillQueue> spill;
+    if (parts_->spill != nullptr) {
+        auto queue = parts_->spill->make_queue(slot.event_fd.load());
+        if (!queue) return std::move(queue).error().in("cannot use the spill");
+        spill = std::move(*queue);
+    }
     slot.in_use.store(true);
-    return std::unique_ptr<TargetQueue>(new StoreQueue(*parts_, *flusher_, std::move(*gpu), slot, depth));
+    return std::unique_ptr<TargetQueue>(
+        new StoreQueue(*parts_, std::move(queues), std::move(spill), slot, depth));
 }
 
 Result<void> PageStore::register_memory(std::span<std::byte> memory) {
-    return gpu_.register_host(memory);
+    for (std::size_t n = 0; n < gpus_.size(); ++n)
+        if (auto registered = gpus_[n]->register_host(memory); !registered) {
+            while (n-- > 0) (void)gpus_[n]->unregister_host(memory);
+            return registered;
+        }
+    return {};
 }
 Result<void> PageStore::unregister_memory(std::span<std::byte> memory) {
-    return gpu_.unregister_host(memory);
+    Result<void> all;
+    for (Backend* gpu : gpus_)
+        if (auto one = gpu->unregister_host(memory); !one) all = std::move(one);
+    return all;
 }
 
-Result<void> PageStore::grow() {
+Result<void> PageStore::grow(std::uint32_t gpu) {
     const auto number = parts_->slots.unused_segment();
     if (!number) return {};
     const Bytes size{parts_->state.header().segment_bytes};
-    auto id = gpu_.allocate_segment(size);
+    Backend& backend = *gpus_[gpu];
+    auto id = backend.allocate_segment(size);
     if (!id) return std::move(id).error();
-    if (keeper_ != nullptr && gpu_.caps().exportable_segments) {
-        auto fd = gpu_.export_segment(*id);
+    if (keeper_ != nullptr && backend.caps().exportable_segments) {
+        auto fd = backend.export_segment(*id);
         auto kept = fd ? keeper_->keep(segment_key(*number), *fd) : Result<void>(fd.error());
         if (!kept) {
-            (void)gpu_.free_segment(*id);
+            (void)backend.free_segment(*id);
             return kept;
         }
     }
     parts_->set_segment(*number, *id);
-    parts_->state.segments()[*number] = {SegmentEntry::State::in_use, 0, size.n};
-    parts_->slots.add_segment(*number);
+    parts_->state.segments()[*number] = {SegmentEntry::State::in_use, gpu, size.n};
+    parts_->slots.add_segment(*number, gpu);
     return {};
 }
 
-void PageStore::shrink() {
-    const auto number = parts_->slots.remove_empty_segment();
+void PageStore::shrink(SlotAllocator::Which which) {
+    const auto number = parts_->slots.remove_empty_segment(which);
     if (!number) return;
-    parts_->state.segments()[*number].state = SegmentEntry::State::none;
-    if (auto freed = gpu_.free_segment(parts_->segment_id(*number)); !freed)
+    SegmentEntry& segment = parts_->state.segments()[*number];
+    segment.state = SegmentEntry::State::none;
+    if (auto freed = gpus_[segment.gpu]->free_segment(parts_->segment_id(*number)); !freed)
         log_warning("cannot give a segment back: {}", freed.error().text());
     drop(segment_key(*number));
 }
@@ -166,28 +269,70 @@ void PageStore::drop(std::string_view key) {
 
 void PageStore::maintain() {
     parts_->maintenance_begins();
+    parts_->use_clock.fetch_add(1, std::memory_order_relaxed);
+    SlotAllocator& slots = parts_->slots;
+    const std::uint32_t free_before = slots.free_slots();
+    const std::uint32_t segments_before = slots.segments();
+    const bool missing = parts_->slot_missing.exchange(false);
+    while (slots.has_empty_closed()) shrink(SlotAllocator::Which::closed);
+    grow_as_needed(missing);
+    for (std::uint32_t segments = slots.segments();
+         !missing && slots.free_slots() >= 2 * slots.slots_per_segment(); segments = slots.segments()) {
+        shrink(SlotAllocator::Which::any);
+        if (slots.segments() == segments) break;  // free slots, but no segment is entirely free
+    }
+    maintain_spill();
+    if (slots.free_slots() != free_before || slots.segments() != segments_before) mover_->kick(true);
+    parts_->notify_room();
+}
+
+/// Where the next segment comes from: the GPU that may hold more and holds the least. None: none may.
+std::optional<std::uint32_t> PageStore::growing_gpu(const std::bitset<kGpusMax>& exhausted) const {
+    std::optional<std::uint32_t> best;
+    for (std::uint32_t gpu = 0; gpu < parts_->gpus; ++gpu) {
+        const std::uint32_t held = parts_->slots.segments(gpu);
+        if (exhausted.test(gpu) || held >= parts_->target_segments[gpu].load()) continue;
+        if (!best || held < parts_->slots.segments(*best)) best = gpu;
+    }
+    return best;
+}
+
+void PageStore::grow_as_needed(bool missing) {
     SlotAllocator& slots = parts_->slots;
     const std::uint32_t per_segment = slots.slots_per_segment();
-    const bool missing = parts_->slot_missing.exchange(false);
+    const std::uint32_t chunks = parts_->state.header().chunks + (parts_->gpus - 1) * per_segment;
+    std::bitset<kGpusMax> exhausted;
+    bool one_at_least = missing;
     bool failed = false;
-    const auto wants_more = [&](bool one_at_least) {
+    const auto wants_more = [&] {
         return (one_at_least || slots.free_slots() < per_segment / 2 + 1) &&
-               slots.segments() * per_segment < parts_->state.header().chunks;
+               slots.segments() * per_segment < chunks;
     };
-    for (bool one_at_least = missing; !failed && wants_more(one_at_least); one_at_least = false) {
-        const auto grown = grow();
-        failed = !grown.has_value();
-        if (failed && !parts_->growth_failed.load())
-            log_warning("no more VRAM to be had, writes are refused when the segments are full: {}",
+    while (!failed && wants_more()) {
+        const auto gpu = growing_gpu(exhausted);
+        failed = !gpu.has_value();
+        if (failed) break;
+        const auto grown = grow(*gpu);
+        if (grown) {
+            one_at_least = false;
+            continue;
+        }
+        exhausted.set(*gpu);
+        if (!parts_->growth_failed.load())
+            log_warning("no more VRAM to be had on {}{}: {}", gpus_[*gpu]->info().selector(),
+                        parts_->spill == nullptr ? ", writes are refused when the segments are full" : "",
                         grown.error().text());
     }
     parts_->growth_failed.store(failed);
-    for (std::uint32_t segments = slots.segments(); !missing && slots.free_slots() >= 2 * per_segment;
-         segments = slots.segments()) {
-        shrink();
-        if (slots.segments() == segments) break;  // free slots, but no segment is entirely free
-    }
-    parts_->notify_room();
+}
+
+/// Wipes and reserves; what the disk refuses is tried again each time, which is once a second as a rule.
+void PageStore::maintain_spill() {
+    if (parts_->spill == nullptr) return;
+    if (!parts_->spill->needs_maintenance() && spill_duty_ != Spill::Duty::later) return;
+    spill_duty_ = parts_->spill->maintain();
+    if (spill_duty_ == Spill::Duty::more) parts_->request_maintenance();
+    mover_->kick(true);
 }
 
 StoreStats PageStore::stats() const {
@@ -212,18 +357,32 @@ StoreStats PageStore::stats() const {
         s.zero_pages_written += c.zero_pages_written.load(std::memory_order_relaxed);
         s.pages_read_stage += c.pages_read_stage.load(std::memory_order_relaxed);
         s.pages_read_gpu += c.pages_read_gpu.load(std::memory_order_relaxed);
+        s.pages_read_spill += c.pages_read_spill.load(std::memory_order_relaxed);
+        c.read_latency.add_to(s.read_latency);
+        c.write_latency.add_to(s.write_latency);
         s.reread_pages += c.reread_pages.load(std::memory_order_relaxed);
         s.read_errors += c.read_errors.load(std::memory_order_relaxed);
         s.writes_refused += c.writes_refused.load(std::memory_order_relaxed);
         s.retries += c.retries.load(std::memory_order_relaxed);
     }
-    s.pages_flushed = flusher_->pages_flushed();
-    s.flush_copies = flusher_->copies();
-    s.pages_bridged = flusher_->pages_bridged();
-    s.images_completed = flusher_->completed_images();
-    s.flush_errors = flusher_->errors();
+    for (const auto& flusher : flushers_) {
+        s.pages_flushed += flusher->pages_flushed();
+        s.flush_copies += flusher->copies();
+        s.pages_bridged += flusher->pages_bridged();
+        s.images_completed += flusher->completed_images();
+        s.flush_errors += flusher->errors();
+    }
+    const MoveCounters& moves = mover_->counters();
+    s.moved_out = {moves.bytes_out.load()};
+    s.moved_back = {moves.bytes_back.load()};
+    s.moved_within = {moves.bytes_within.load()};
+    s.moved_across = {moves.bytes_across.load()};
+    s.pages_written_spill = moves.pages_flushed.load();
+    s.move_errors = moves.errors.load();
+    if (parts_->spill != nullptr) s.spilled = Bytes{kChunkBytes} * parts_->spill->used();
     s.writes_are_refused = parts_->refuse_writes.load();
-    s.gpu = gpu_.health();
+    s.spill_writes_are_refused = parts_->refuse_spill_writes.load();
+    for (const Backend* gpu : gpus_) s.gpu = std::max(s.gpu, gpu->health());
     s.mode = parts_->mode.load(std::memory_order_relaxed);
     return s;
 }

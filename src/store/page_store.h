@@ -1,18 +1,25 @@
 // SPDX-License-Identifier: MIT
-// PageStore: the device's pages, in the stage and in VRAM. Implements front/target.h. Made, maintained and
-// destroyed by the control thread; its queues belong to the frontend's threads; it owns the flusher thread.
+// PageStore: the device's pages, in the stage, in VRAM of one or several GPUs, and in the spill. Implements
+// front/target.h. Made, maintained and destroyed by the control thread; its queues belong to the frontend's
+// threads; it owns the threads of the flushers and the mover.
 //
 // Promises: a read returns the last acknowledged write of the page, zeros if it was never written or was
-// discarded, or an error; never other bytes (every page from VRAM is checked against its checksum). A write
-// is acknowledged only with a slot of VRAM reserved for it.
+// discarded, or an error; never other bytes (every page from VRAM or the spill is checked against its
+// checksum). A write is acknowledged only with a slot of VRAM or the spill reserved for it. How much VRAM is
+// held may be changed at any time, under load.
 #pragma once
 
+#include <array>
+#include <bitset>
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "base/fd_keeper.h"
 #include "front/target.h"
 #include "gpu/backend.h"
 #include "store/flusher.h"
+#include "store/mover.h"
 #include "store/parts.h"
 
 namespace vramswap {
@@ -23,11 +30,34 @@ struct StoreConfig {
     Bytes stage = mib(32);     ///< pinned RAM; at least three chunks
     FlusherConfig flusher{};
     EngineMode mode = EngineMode::copy;  ///< at first
+    Spill* spill = nullptr;              ///< null: none; must outlive the store
+};
+
+/// What is to be held and how, of one GPU. The policy's word, or a test's.
+struct StoreOrder {
+    Bytes vram_max{~0ull};
+    EngineMode mode = EngineMode::copy;         ///< for all GPUs
+    std::uint64_t move_rate = Mover::kNoLimit;  ///< bytes/s of moves to the spill and back
+    std::uint64_t swap_rate = Pacer::kNoLimit;  ///< bytes/s of swap
+};
+
+/// What a policy needs to know of one GPU, ten to twenty times a second: counters only, no lock.
+struct StoreHoldings {
+    Bytes vram{};                 ///< segments
+    Bytes wanted{};               ///< what is stored, wherever it is, in whole chunks
+    Bytes spill_room{};           ///< of `wanted`, what is in the spill or would find room there
+    std::uint64_t move_rate = 0;  ///< bytes/s at which VRAM was emptied lately; 0: not measured
+    std::uint64_t pages_in = 0, pages_out = 0;  ///< since the start
+    std::uint32_t requests = 0;                 ///< in flight
 };
 
 /// A sum over everything since start, and the state now. Bytes are as the user counts them.
 struct StoreStats {
     Bytes device{}, stored{}, vram{}, dirty{};
+    Bytes spilled{};  ///< slots of the spill in use, whole chunks
+    Bytes moved_out{}, moved_back{}, moved_within{}, moved_across{};
+    std::uint64_t pages_read_spill = 0, pages_written_spill = 0, move_errors = 0;
+    std::array<std::uint64_t, LatencyCounts::kEntries> read_latency{}, write_latency{};
     Bytes staged{};  ///< images of the stage in use, whole chunks
     Bytes ram{};     ///< tables and stage
     std::uint64_t pages_read = 0, pages_written = 0, pages_discarded = 0, zero_pages_written = 0;
@@ -37,6 +67,7 @@ struct StoreStats {
     std::uint64_t images_completed = 0;  ///< fetched from VRAM to be flushed in one piece
     std::uint64_t reread_pages = 0, read_errors = 0, writes_refused = 0, retries = 0, flush_errors = 0;
     bool writes_are_refused = false;
+    bool spill_writes_are_refused = false;
     Health gpu = Health::good;
     EngineMode mode = EngineMode::copy;
 };
@@ -45,9 +76,13 @@ class PageStore final : public Target {
   public:
     /// `keeper` may be null; both must outlive the store. Takes the first segment. Errors: no_memory (RAM or
     /// VRAM), usage, gpu_lost, unavailable (mode turbo).
-    static Result<std::unique_ptr<PageStore>> create(Backend& gpu, const StoreConfig& config,
+    static Result<std::unique_ptr<PageStore>> create(std::vector<Backend*> gpus, const StoreConfig& config,
                                                      FdKeeper* keeper);
-    /// REQUIRES: all queues destroyed. Stops the flusher, gives all VRAM back; what was stored is gone.
+    static Result<std::unique_ptr<PageStore>> create(Backend& gpu, const StoreConfig& config,
+                                                     FdKeeper* keeper) {
+        return create(std::vector<Backend*>{&gpu}, config, keeper);
+    }
+    /// REQUIRES: all queues destroyed. Stops the threads, gives all VRAM back; what was stored is gone.
     ~PageStore() override;
 
     [[nodiscard]] Bytes size() const override;
@@ -57,29 +92,42 @@ class PageStore final : public Target {
 
     /// For all copies from now on. Any thread.
     void set_mode(EngineMode mode) { parts_->mode.store(mode, std::memory_order_relaxed); }
+    /// Obeyed from now on, as fast as it can be. Any thread; never blocks.
+    void obey(std::uint32_t gpu, const StoreOrder& order);
+    /// Any thread.
+    [[nodiscard]] StoreHoldings holdings(std::uint32_t gpu) const;
 
-    /// Starts the flusher's threads. A test may call flusher().step() instead. Errors: failed.
+    /// Starts the threads. A test may call flusher().step() and mover().step() instead. Errors: failed.
     Result<void> start();
-    [[nodiscard]] Flusher& flusher() { return *flusher_; }
+    [[nodiscard]] Flusher& flusher(std::uint32_t gpu = 0) { return *flushers_[gpu]; }
+    [[nodiscard]] Mover& mover() { return *mover_; }
 
-    /// Takes a segment when free slots run short, gives empty ones back. Call when maintenance_fd is readable
-    /// and once a second. Makes GPU calls; may take milliseconds.
+    /// Takes a segment when free slots run short, gives empty ones back, looks after the spill. Call when
+    /// maintenance_fd is readable and once a second. Makes GPU and system calls; may take milliseconds.
     void maintain();
     [[nodiscard]] int maintenance_fd() const { return parts_->maintenance_fd(); }
 
     [[nodiscard]] StoreStats stats() const;
 
   private:
-    PageStore(Backend& gpu, FdKeeper* keeper, std::unique_ptr<StoreParts> parts);
+    PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_ptr<StoreParts> parts);
     Result<void> start_up(const StoreConfig& config);
-    Result<void> grow();
-    void shrink();
+    Result<void> make_flusher(std::uint32_t gpu, const StoreConfig& config);
+    Result<void> make_mover();
+    Result<void> grow(std::uint32_t gpu);
+    [[nodiscard]] std::optional<std::uint32_t> growing_gpu(const std::bitset<kGpusMax>& exhausted) const;
+    void grow_as_needed(bool missing);
+    void shrink(SlotAllocator::Which which);
+    void maintain_spill();
     void drop(std::string_view key);
 
-    Backend& gpu_;
+    const std::vector<Backend*> gpus_;
     FdKeeper* const keeper_;
     const std::unique_ptr<StoreParts> parts_;
-    std::unique_ptr<Flusher> flusher_;
+    std::vector<std::unique_ptr<Flusher>> flushers_;
+    std::unique_ptr<Mover> mover_;
+    std::uint32_t mergers_ = 0;
+    Spill::Duty spill_duty_ = Spill::Duty::none;
 };
 
 }  // namespace vramswap

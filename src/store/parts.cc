@@ -4,6 +4,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+
 namespace vramswap {
 namespace {
 
@@ -15,13 +17,26 @@ void signal_event(int fd) {
 
 }  // namespace
 
-StoreParts::StoreParts(State state_in, std::unique_ptr<Stage> stage_in)
+void warm_up_thread(TransferQueue& queue) {
+    constexpr std::uint64_t kPatienceNs = 500'000'000;
+    Ticket ticket = 0;
+    if (queue.submit({}, ticket) != IoStatus::pending) return;
+    const std::uint64_t end = now_ns() + kPatienceNs;
+    while (queue.poll(ticket) == IoStatus::pending && now_ns() < end) cpu_relax();
+}
+
+StoreParts::StoreParts(State state_in, std::unique_ptr<Stage> stage_in, Spill* spill_in,
+                       std::uint32_t gpus_in)
     : state(std::move(state_in)),
       stage(std::move(stage_in)),
       slots(state.header().segments_max,
             static_cast<std::uint32_t>(state.header().segment_bytes / kChunkBytes)),
+      spill(spill_in),
+      gpus(gpus_in),
       segment_ids_(state.header().segments_max),
-      maintenance_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+      maintenance_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    for (auto& target : target_segments) target.store(~0u);
+}
 
 StoreParts::~StoreParts() {
     for (std::uint32_t i = 0; i < queues_used.load(); ++i) ::close(queues[i].event_fd.load());
@@ -29,7 +44,8 @@ StoreParts::~StoreParts() {
 
 StoreParts::Place StoreParts::place(std::uint32_t slot) const {
     const std::uint32_t per_segment = slots.slots_per_segment();
-    return {segment_id(slot / per_segment), std::uint64_t{slot % per_segment} * kChunkBytes};
+    return {slots.gpu_of(slot), segment_id(slot / per_segment),
+            std::uint64_t{slot % per_segment} * kChunkBytes};
 }
 
 void StoreParts::forget_page(ChunkIndex chunk, std::uint32_t page_in_chunk) {
@@ -55,10 +71,21 @@ void StoreParts::release_if_empty(ChunkEntry& entry) {
         notify_room();
     }
     if (entry.slot.has()) {
-        slots.give(entry.slot.get());
+        const std::uint32_t slot = entry.slot.get();
         entry.slot.reset();
-        if (slots.free_slots() >= 2 * slots.slots_per_segment()) request_maintenance();
+        give_slot(slot);
     }
+    if (entry.spill.has()) {
+        spill->give_back(entry.spill.get());
+        entry.spill.reset();
+        if (spill->needs_maintenance()) request_maintenance();
+    }
+}
+
+void StoreParts::give_slot(std::uint32_t slot) {
+    slots.give(slot);
+    if (slots.has_empty_closed() || slots.free_slots() >= 2 * slots.slots_per_segment())
+        request_maintenance();
 }
 
 void StoreParts::mark_dirty(ImageHeader& header, std::uint64_t now) {

@@ -12,7 +12,10 @@
 #include "base/io_status.h"
 #include "base/mutex.h"
 #include "gpu/backend.h"
+#include "store/latency_counts.h"
+#include "store/pacer.h"
 #include "store/slots.h"
+#include "store/spill.h"
 #include "store/stage.h"
 #include "store/state.h"
 
@@ -28,10 +31,13 @@ struct alignas(64) QueueCounters {
         0};                                          ///< of pages_written, from the request straight to VRAM
     std::atomic<std::uint64_t> pages_read_stage{0};  ///< of pages_read, found in the stage
     std::atomic<std::uint64_t> pages_read_gpu{0};    ///< of pages_read, copied from VRAM
+    std::atomic<std::uint64_t> pages_read_spill{0};  ///< of pages_read, from the spill
     std::atomic<std::uint64_t> reread_pages{0};    ///< copies from VRAM repeated after an error or a mismatch
     std::atomic<std::uint64_t> read_errors{0};     ///< pages that could not be had
     std::atomic<std::uint64_t> writes_refused{0};  ///< requests answered no_space or io_error
     std::atomic<std::uint64_t> retries{0};         ///< requests answered retry
+    LatencyCounts read_latency;                    ///< of requests that waited for copies
+    LatencyCounts write_latency;
 
     static void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
         counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
@@ -44,14 +50,33 @@ struct QueueSlot {
     QueueCounters counters;
     std::atomic<bool> in_use{false};
     std::atomic<bool> waiting{false};
+    std::atomic<std::uint32_t> in_flight{0};  ///< requests, as of the last poll
     std::atomic<int> event_fd{-1};
+};
+
+/// Runs one empty submission to its end (or error, or half a second), so that the GPU library's first call on
+/// this thread is behind us. May block and allocate.
+void warm_up_thread(TransferQueue& queue);
+
+/// Who sends images home, and sleeps when there are none: a flusher, or the mover.
+class Carrier {
+  public:
+    virtual ~Carrier() = default;
+    Carrier(const Carrier&) = delete;
+    Carrier& operator=(const Carrier&) = delete;
+    /// From I/O threads after making pages dirty. `urgent`: an image is full or the pool is short.
+    virtual void kick(bool urgent) noexcept = 0;
+
+  protected:
+    Carrier() = default;
 };
 
 class StoreParts {
   public:
     static constexpr std::uint32_t kQueuesMax = 128;
 
-    StoreParts(State state_in, std::unique_ptr<Stage> stage_in);
+    /// `spill_in` may be null; it must outlive this.
+    StoreParts(State state_in, std::unique_ptr<Stage> stage_in, Spill* spill_in, std::uint32_t gpus_in);
     ~StoreParts();
     StoreParts(const StoreParts&) = delete;
     StoreParts& operator=(const StoreParts&) = delete;
@@ -59,8 +84,11 @@ class StoreParts {
     State state;
     const std::unique_ptr<Stage> stage;
     SlotAllocator slots;
+    Spill* const spill;
+    const std::uint32_t gpus;
 
     struct Place {
+        std::uint32_t gpu = 0;
         SegmentId segment{};
         std::uint64_t offset = 0;
     };
@@ -73,10 +101,32 @@ class StoreParts {
         return {segment_ids_[number].load(std::memory_order_acquire)};
     }
 
+    /// Who is to be kicked for an image, by ImageHeader::carrier; set before any queue is made.
+    std::array<Carrier*, kGpusMax + 1> carriers{};
+    void kick(std::uint32_t carrier, bool urgent) const {
+        if (carriers[carrier] != nullptr) carriers[carrier]->kick(urgent);
+    }
+    void kick_all() const {
+        for (Carrier* carrier : carriers)
+            if (carrier != nullptr) carrier->kick(true);
+    }
+    /// Under the chunk's lock. REQUIRES: a home.
+    [[nodiscard]] std::uint32_t carrier_of(const ChunkEntry& entry) const {
+        return entry.spill.has() ? kSpillCarrier : slots.gpu_of(entry.slot.get());
+    }
+
+    /// The time that ChunkEntry::last_use is set to: goes on by one now and then.
+    std::atomic<std::uint32_t> use_clock{1};
+    void note_use(ChunkEntry& entry) const {
+        entry.last_use.store(use_clock.load(std::memory_order_relaxed), std::memory_order_relaxed);
+    }
+
     /// Under the chunk's lock. Forgets a page wherever it is.
     void forget_page(ChunkIndex chunk, std::uint32_t page_in_chunk);
-    /// Under the chunk's lock. Gives image and slot back if the chunk is empty and nothing is in flight.
+    /// Under the chunk's lock. Gives image and home back if the chunk is empty and nothing is in flight.
     void release_if_empty(ChunkEntry& entry);
+    /// Nobody's any more. Wakes the control thread if a segment may be given back.
+    void give_slot(std::uint32_t slot);
     /// Under the chunk's lock.
     void mark_dirty(ImageHeader& header, std::uint64_t now);
     /// Under the chunk's lock. From now on the bytes of these pages do not change until they were sent; what
@@ -100,6 +150,12 @@ class StoreParts {
     std::atomic<bool> growth_failed{false};
     /// Copies to VRAM fail again and again: writes are refused, the pages stay in RAM.
     std::atomic<bool> refuse_writes{false};
+    /// The same of the spill: what has its home there, or would get one, is not written.
+    std::atomic<bool> refuse_spill_writes{false};
+    /// How much VRAM of each GPU may be held, in segments.
+    std::array<std::atomic<std::uint32_t>, kGpusMax> target_segments;
+    /// Holds writes back where others compute.
+    Pacer pacer;
     /// How queues and flusher let the GPU copy.
     std::atomic<EngineMode> mode{EngineMode::copy};
 

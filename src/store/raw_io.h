@@ -45,10 +45,18 @@ class RawIo {
     RawIo() = default;
 };
 
-/// `fd` must live as long. Error unavailable: the kernel has no io_uring or does not allow it
+/// What RawIo::event_fd is: an eventfd of its own, which reap empties, or another's, which is only written
+/// to. A thread that waits for several things has one for all of them, and empties it before it looks at
+/// each.
+inline constexpr int kOwnEvent = -1;
+
+/// `fd` and `event_fd` must live as long. Error unavailable: the kernel has no io_uring or does not allow it
 /// (kernel.io_uring_disabled, a seccomp filter of a container).
-Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth);
+Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth, int event_fd);
 /// With a few threads that read and write; slower, works everywhere. Error failed: no threads.
-Result<std::unique_ptr<RawIo>> make_thread_io(int fd, std::uint32_t depth);
+Result<std::unique_ptr<RawIo>> make_thread_io(int fd, std::uint32_t depth, int event_fd);
+
+/// Empties an eventfd.
+void empty_event(int fd);
 
 }  // namespace vramswap

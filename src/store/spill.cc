@@ -42,12 +42,13 @@ void append(std::string& text, const std::string& sentence) {
 
 }  // namespace
 
-Spill::Spill(SpillFile file) : slots_(file.places().count, file.initial_state()), file_(std::move(file)) {}
+Spill::Spill(const SpillConfig& config, SpillFile file)
+    : slots_(file.places().count, file.initial_state()), file_(std::move(file)), make_io_(config.make_io) {}
 
 Result<std::unique_ptr<Spill>> Spill::open(const SpillConfig& config) {
     auto file = SpillFile::open(config);
     if (!file) return std::move(file).error();
-    std::unique_ptr<Spill> spill(new Spill(std::move(*file)));
+    std::unique_ptr<Spill> spill(new Spill(config, std::move(*file)));
     // That there is no room passes, and problem tells it; that a file system cannot reserve any does not.
     if (auto reserved = spill->reserve_some(); !reserved) {
         if (reserved.error().code == Errc::unavailable) return std::move(reserved).error();
@@ -60,7 +61,7 @@ Result<std::unique_ptr<Spill>> Spill::adopt(const SpillConfig& config, UniqueFd 
                                             std::span<const std::uint32_t> used) {
     auto file = SpillFile::take_over(config, std::move(fd));
     if (!file) return std::move(file).error();
-    std::unique_ptr<Spill> spill(new Spill(std::move(*file)));
+    std::unique_ptr<Spill> spill(new Spill(config, std::move(*file)));
     if (auto known = spill->slots_.adopt(used); !known) return std::move(known).error();
     return spill;
 }
@@ -137,12 +138,20 @@ Result<void> Spill::reserve_some() {
     return reserved;
 }
 
-Result<std::unique_ptr<SpillQueue>> Spill::make_queue() {
+std::uint32_t Spill::room() const {
+    using S = SpillSlots::State;
+    const std::uint32_t ready = slots_.in(S::free) + slots_.in(S::claimed);
+    const std::uint32_t wiped = wipe_failed_.load() ? 0 : slots_.in(S::stale);
+    return ready + wiped + (growth_refused_.load() ? 0 : slots_.in(S::absent));
+}
+
+Result<std::unique_ptr<SpillQueue>> Spill::make_queue(int event_fd) {
     io_remark_.clear();
-    auto io = make_uring_io(fd().get(), SpillQueue::kDepth);
-    if (!io) {
+    auto io = make_io_ ? make_io_(fd().get(), SpillQueue::kDepth, event_fd)
+                       : make_uring_io(fd().get(), SpillQueue::kDepth, event_fd);
+    if (!io && !make_io_) {
         io_remark_ = io.error().text() + ". The spill does with threads, which are slower";
-        io = make_thread_io(fd().get(), SpillQueue::kDepth);
+        io = make_thread_io(fd().get(), SpillQueue::kDepth, event_fd);
     }
     if (!io) return std::move(io).error();
     auto queue = std::make_unique<SpillQueue>(std::move(*io), file_.places(), counters_);

@@ -77,9 +77,13 @@ class Spill {
 
     /// A queue that has read once, by io_uring or by threads (problem tells). Errors: failed, with the reason
     /// that the disk gave.
-    Result<std::unique_ptr<SpillQueue>> make_queue();
+    /// `event_fd`: who is told that a request has ended (raw_io.h).
+    Result<std::unique_ptr<SpillQueue>> make_queue(int event_fd = kOwnEvent);
 
     [[nodiscard]] SpillCounts counts() const;
+    /// Slots in use, and those that it has room for besides, as far as is known now. Any thread.
+    [[nodiscard]] std::uint32_t used() const { return slots_.in(SpillSlots::State::used); }
+    [[nodiscard]] std::uint32_t room() const;
     [[nodiscard]] const SpillCounters& counters() const { return counters_; }
     /// What is wrong, in sentences for users, and what they may not expect; empty if nothing is.
     [[nodiscard]] std::string problem() const;
@@ -91,7 +95,7 @@ class Spill {
     Result<void> close();
 
   private:
-    explicit Spill(SpillFile file);
+    Spill(const SpillConfig& config, SpillFile file);
 
     Result<void> wipe_some();
     Result<void> reserve_some();
@@ -105,6 +109,7 @@ class Spill {
 
     // The control thread's.
     SpillFile file_;
+    const decltype(SpillConfig::make_io) make_io_;
     std::string problem_;    ///< of the last maintain
     std::string io_remark_;  ///< of the last make_queue
 };

@@ -11,6 +11,8 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -27,6 +29,8 @@ struct SpillConfig {
     Bytes size_max{};  ///< not more is used, rounded down to whole chunks; as a rule the device's size
     /// Numbers of our own block devices: what is on one of them would be swapped to itself.
     std::vector<dev_t> own_devices{};
+    /// Makes the queues' RawIo in place of io_uring or threads; for tests of disks that fail.
+    std::function<Result<std::unique_ptr<RawIo>>(int fd, std::uint32_t depth, int event_fd)> make_io{};
 };
 
 class SpillFile {

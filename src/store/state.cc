@@ -39,9 +39,10 @@ StateHeader lay_out(const StateShape& shape) {
     h.device_bytes = shape.device.n;
     h.segment_bytes = shape.segment.n;
     h.chunks = static_cast<std::uint32_t>(round_up(shape.device.n, kChunkBytes) / kChunkBytes);
-    // Room for a segment more than the device needs: chunks move between segments while one is emptied.
+    // Room for a segment more than the device needs, on each GPU: chunks move between segments while one is
+    // emptied, and none of them is full on all GPUs.
     h.segments_max =
-        static_cast<std::uint32_t>(round_up(shape.device.n, shape.segment.n) / shape.segment.n) + 1;
+        static_cast<std::uint32_t>(round_up(shape.device.n, shape.segment.n) / shape.segment.n) + shape.gpus;
     h.images = shape.images;
     std::uint64_t at = round_up(sizeof(StateHeader), kPageBytes);
     const auto place = [&at](std::uint64_t bytes) {

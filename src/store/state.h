@@ -46,29 +46,49 @@ struct PageEntry {
     }
 };
 
-/// 0 = none; else a number + 1, so that a fresh memfd is an empty store.
+/// 0 = none; else a number + 1, so that a fresh memfd is an empty store. Atomic for those who look for
+/// candidates without a lock, and look again under it.
 struct OptionalIndex {
-    std::uint32_t plus_one = 0;
-    [[nodiscard]] bool has() const { return plus_one != 0; }
-    [[nodiscard]] std::uint32_t get() const { return plus_one - 1; }
-    void set(std::uint32_t index) { plus_one = index + 1; }
-    void reset() { plus_one = 0; }
+    std::atomic<std::uint32_t> plus_one{0};
+    [[nodiscard]] bool has() const { return load() != 0; }
+    [[nodiscard]] std::uint32_t get() const { return load() - 1; }
+    void set(std::uint32_t index) { plus_one.store(index + 1, std::memory_order_relaxed); }
+    void reset() { plus_one.store(0, std::memory_order_relaxed); }
+
+  private:
+    [[nodiscard]] std::uint32_t load() const { return plus_one.load(std::memory_order_relaxed); }
 };
 
 /// Where a chunk lives. Its lock bit guards the entry, the page entries of the chunk and its stage image's
 /// bits and bytes. It is held for memory copies only: never over a system call, a GPU call or another chunk's
 /// lock.
+///
+/// A chunk has one home, in VRAM or in the spill. Only in a state that a dead process has left both may be
+/// set: then the clean pages are whole in either.
 struct alignas(32) ChunkEntry {  // never across two lines of the cache
+    enum class Moving : std::uint8_t {
+        no,
+        copying,  ///< to another home: nobody else writes to the one that it has
+        leaving,  ///< the copy is complete: no new pins, so that the home can be changed
+    };
     std::atomic<std::uint32_t> locked{0};
-    OptionalIndex slot;        ///< 2 MiB of VRAM: segment * slots a segment + slot
-    OptionalIndex image;       ///< of the stage
-    std::uint16_t stored = 0;  ///< pages not absent
-    std::uint16_t writing =
-        0;                   ///< pages in the state writing; only the requests themselves write to VRAM then
-    std::uint32_t pins = 0;  ///< GPU copies in flight from or to the slot; it may not be freed while not 0
-    std::uint32_t last_use = 0;
+    OptionalIndex slot;         ///< 2 MiB of VRAM: segment * slots a segment + slot
+    OptionalIndex spill;        ///< slot of the spill
+    OptionalIndex image;        ///< of the stage
+    std::uint16_t stored = 0;   ///< pages not absent
+    std::uint16_t writing = 0;  ///< pages in the state writing: only their requests write to VRAM then
+    std::uint32_t pins = 0;     ///< copies in flight from or to its home, which stays while not 0
+    std::atomic<std::uint32_t> last_use{0};  ///< StoreParts::use_clock
+    Moving moving = Moving::no;
+    bool flushing = false;  ///< its image is on its way home
+
+    [[nodiscard]] bool has_home() const { return slot.has() || spill.has(); }
 };
 static_assert(sizeof(ChunkEntry) == 32);
+
+/// Who sends a dirty image home: the flusher of that GPU, or, for one whose home is the spill, the mover.
+inline constexpr std::uint32_t kGpusMax = 8;
+inline constexpr std::uint32_t kSpillCarrier = kGpusMax;
 
 struct SegmentEntry {
     enum class State : std::uint32_t { none = 0, in_use = 1 };
@@ -85,14 +105,15 @@ struct alignas(64) ImageHeader {
     std::atomic<std::uint32_t> chunk_plus_one{0};
     std::atomic<std::uint32_t> dirty_pages{0};
     std::atomic<std::uint64_t> dirty_since_ns{0};
-    alignas(64) PageBits valid;  ///< the image has the page's newest content
-    PageBits dirty;              ///< the image has it and VRAM does not
-    PageBits in_flight;          ///< being copied to VRAM: the bytes may not change
+    std::atomic<std::uint32_t> carrier{0};  ///< changes with the chunk's home, under its lock
+    alignas(64) PageBits valid;             ///< the image has the page's newest content
+    PageBits dirty;                         ///< the image has it and VRAM does not
+    PageBits in_flight;                     ///< being copied to VRAM: the bytes may not change
 };
 
 struct StateHeader {
     static constexpr std::uint64_t kMagic = 0x50415753'4d415256;  // "VRAMSWAP", little endian
-    static constexpr std::uint32_t kVersion = 1;
+    static constexpr std::uint32_t kVersion = 2;
     std::uint64_t magic = 0;
     std::uint32_t version = 0;
     std::uint32_t chunks = 0;
@@ -120,6 +141,7 @@ struct StateShape {
     Bytes device{};
     Bytes segment{};
     std::uint32_t images = 0;
+    std::uint32_t gpus = 1;
 };
 
 class State {

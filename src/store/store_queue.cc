@@ -23,53 +23,27 @@ constexpr std::uint32_t kWritePiecePages = 4;
 constexpr std::uint32_t kWaitsMax = 16;
 /// A poll reports so many at least if there are so many.
 constexpr std::size_t kCompletionsMin = 8;
-/// A fingerprint of pages of which one is just being written.
-constexpr std::uint64_t kUnstable = 0;
+/// With fewer free slots in VRAM the mover makes room, if there is a spill.
+constexpr std::uint32_t kFreeSlotsLow = 8;
 }  // namespace
 
-StoreQueue::StoreQueue(StoreParts& parts, Flusher& flusher, std::unique_ptr<TransferQueue> gpu,
-                       QueueSlot& slot, std::uint32_t depth)
+StoreQueue::StoreQueue(StoreParts& parts, std::vector<std::unique_ptr<TransferQueue>> gpus,
+                       std::unique_ptr<SpillQueue> spill, QueueSlot& slot, std::uint32_t depth)
     : TargetQueue(Bytes{parts.state.header().device_bytes}),
       parts_(parts),
-      flusher_(flusher),
-      gpu_(std::move(gpu)),
+      gpus_(std::move(gpus)),
+      spill_(std::move(spill)),
       slot_(slot),
-      flying_(depth) {
-    copies_scratch_.reserve(2 * kPagesMax);
+      depth_(depth),
+      flying_(depth),
+      slow_(spill_ != nullptr ? depth : 0),
+      copies_scratch_(gpus_.size()) {
+    for (auto& copies : copies_scratch_) copies.reserve(2 * kPagesMax);
 }
 
 StoreQueue::~StoreQueue() {
     slot_.waiting.store(false);
     slot_.in_use.store(false);
-}
-
-template <typename Visit>
-void StoreQueue::for_each_piece(const BlockRequest& request, std::uint32_t pages_max, Visit visit) {
-    const std::uint64_t pages = request.bytes / kPageBytes;
-    for (std::uint64_t at = 0; at < pages;) {
-        const PageIndex page{request.offset / kPageBytes + at};
-        const std::uint64_t count =
-            std::min<std::uint64_t>({pages - at, kChunkPages - page_in_chunk(page), pages_max});
-        const Piece piece{chunk_of(page),
-                          {page_in_chunk(page), static_cast<std::uint32_t>(count)},
-                          static_cast<std::uint32_t>(at),
-                          request.data == nullptr ? nullptr : request.data + at * kPageBytes};
-        if (!visit(piece)) return;
-        at += count;
-    }
-}
-
-/// Visits the pieces, one a chunk, that have a page which is still to be copied.
-template <typename Visit>
-void StoreQueue::for_each_wanted_piece(const BlockRequest& request, const RequestPages& wanted, Visit visit) {
-    for_each_piece(request, kChunkPages, [&](const Piece& piece) {
-        for (std::uint32_t i = 0; i < piece.run.count; ++i)
-            if (wanted.test(piece.at + i)) {
-                visit(piece);
-                break;
-            }
-        return true;
-    });
 }
 
 IoStatus StoreQueue::do_submit(BlockRequest& request) {
@@ -145,7 +119,7 @@ bool StoreQueue::any_writing(const ChunkEntry& entry, const Piece& piece) const 
 IoStatus StoreQueue::write(BlockRequest& request) {
     if (parts_.refuse_writes.load(std::memory_order_relaxed)) return IoStatus::io_error;
     Transfer* transfer = nullptr;
-    if (!flying_.full()) {
+    if (!is_full()) {
         transfer = &flying_.push();
         *transfer = Transfer{.request = &request};
     }
@@ -163,6 +137,7 @@ IoStatus StoreQueue::write(BlockRequest& request) {
     if (transfer == nullptr) return status;
     if (status == IoStatus::ok && transfer->pages.any()) {
         QueueCounters::add(slot_.counters.pages_written_direct, transfer->pages.count());
+        transfer->since_ns = now_ns();
         ++collected_;
         return IoStatus::pending;
     }
@@ -183,58 +158,86 @@ IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece
         digests_[piece.at + i] = zero ? kZeroPage : page_checksum(page, index);
         all_zero = all_zero && zero;
     }
-    const bool stage_it = request.bytes < kDirectBytesMin || transfer == nullptr;
-    ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
     bool full = false;
+    std::uint32_t carrier = 0;
+    ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
     {
         const ChunkLock lock(entry);
         if (any_writing(entry, piece)) return IoStatus::retry;
-        // Acknowledging a page without a home in VRAM would promise what may not be kept.
-        IoStatus status = all_zero ? IoStatus::ok : find_slot(entry);
-        if (status == IoStatus::ok && !all_zero && !entry.image.has())
-            if (!stage_it || !find_image(entry, piece.chunk)) {
+        // Acknowledging a page without a home would promise what may not be kept.
+        IoStatus status = all_zero ? IoStatus::ok : find_home(entry);
+        if (status == IoStatus::ok && !all_zero && !entry.image.has()) {
+            const bool must_stage = transfer == nullptr || !entry.slot.has() ||
+                                    entry.moving != ChunkEntry::Moving::no || parts_.pacer.limits();
+            const bool stage_it = must_stage || request.bytes < kDirectBytesMin;
+            if (!stage_it || !find_image(entry, piece.chunk, must_stage ? Need::must : Need::wish)) {
                 const bool wait = stage_it && locality_.clustered() && !has_waited(request);
-                if (transfer != nullptr && !wait) {
+                if (!must_stage && !wait) {
                     begin_direct(entry, piece, *transfer);
                     return IoStatus::ok;
                 }
                 status = IoStatus::retry;
             }
+        }
         // Bytes on their way to VRAM do not change: what arrives there is one version, whole.
         if (status == IoStatus::ok && entry.image.has() && !all_zero &&
             parts_.stage->header(entry.image.get()).in_flight.next_set(piece.run.first) <
                 piece.run.first + piece.run.count)
             status = IoStatus::retry;
         if (status == IoStatus::ok) stage_pages(entry, piece);
-        if (status == IoStatus::ok && !all_zero)
-            full = parts_.stage->header(entry.image.get()).dirty_pages.load() == kChunkPages;
+        if (status == IoStatus::ok && !all_zero) {
+            const ImageHeader& h = parts_.stage->header(entry.image.get());
+            full = h.dirty_pages.load() == kChunkPages;
+            carrier = h.carrier.load(std::memory_order_relaxed);
+            parts_.note_use(entry);
+        }
         parts_.release_if_empty(entry);  // zeros only, or a slot taken for nothing
         if (status != IoStatus::ok) return status;
     }
-    if (!all_zero) flusher_.kick(full);
+    if (!all_zero) parts_.kick(carrier, full);
     return IoStatus::ok;
+}
+
+/// Under the chunk's lock. In VRAM as long as there is some to be had.
+IoStatus StoreQueue::find_home(ChunkEntry& entry) {
+    if (entry.spill.has() && parts_.refuse_spill_writes.load(std::memory_order_relaxed))
+        return IoStatus::io_error;
+    if (entry.has_home()) return IoStatus::ok;
+    const auto slot = parts_.slots.take();
+    if (!slot) parts_.slot_missing.store(true);
+    const std::uint32_t left = parts_.slots.free_slots();
+    if (left < parts_.slots.slots_per_segment() / 2 + 1) parts_.request_maintenance();
+    if (parts_.spill != nullptr && left < kFreeSlotsLow) parts_.kick(kSpillCarrier, true);
+    if (slot) {
+        entry.slot.set(*slot);
+        return IoStatus::ok;
+    }
+    return parts_.growth_failed.load() ? find_place_in_spill(entry) : IoStatus::retry;
 }
 
 /// Under the chunk's lock.
-IoStatus StoreQueue::find_slot(ChunkEntry& entry) {
-    if (entry.slot.has()) return IoStatus::ok;
-    const auto slot = parts_.slots.take();
-    if (!slot) parts_.slot_missing.store(true);
-    if (parts_.slots.free_slots() < parts_.slots.slots_per_segment() / 2 + 1) parts_.request_maintenance();
-    if (!slot) return parts_.growth_failed.load() ? IoStatus::no_space : IoStatus::retry;
-    entry.slot.set(*slot);
-    return IoStatus::ok;
+IoStatus StoreQueue::find_place_in_spill(ChunkEntry& entry) {
+    if (parts_.spill == nullptr || parts_.refuse_spill_writes.load(std::memory_order_relaxed))
+        return IoStatus::no_space;
+    std::uint32_t slot = 0;
+    const IoStatus status = parts_.spill->take(slot);
+    if (parts_.spill->needs_maintenance()) parts_.request_maintenance();
+    if (status == IoStatus::ok) entry.spill.set(slot);
+    return status;
 }
 
-/// Under the chunk's lock. False if there is none, or none for scattered writes.
-bool StoreQueue::find_image(ChunkEntry& entry, ChunkIndex chunk) {
-    if (!locality_.clustered() && parts_.stage->free_images() <= parts_.stage->free_images_low())
+/// Under the chunk's lock. REQUIRES: a home. False if there is none, or none for scattered writes that could
+/// do without.
+bool StoreQueue::find_image(ChunkEntry& entry, ChunkIndex chunk, Need need) {
+    if (need == Need::wish && !locality_.clustered() &&
+        parts_.stage->free_images() <= parts_.stage->free_images_low())
         return false;
     const auto image = parts_.stage->take(chunk);
     if (!image) {
-        flusher_.kick(true);
+        parts_.kick_all();
         return false;
     }
+    parts_.stage->header(*image).carrier.store(parts_.carrier_of(entry), std::memory_order_relaxed);
     entry.image.set(*image);
     return true;
 }
@@ -341,19 +344,28 @@ IoStatus StoreQueue::discard(const BlockRequest& request) {
 // ---- reads ----
 
 IoStatus StoreQueue::read(BlockRequest& request) {
-    if (flying_.full()) return IoStatus::retry;
+    if (is_full()) return IoStatus::retry;
     Transfer& transfer = flying_.push();
     transfer = Transfer{.request = &request};
     IoStatus status = IoStatus::ok;
-    std::uint64_t staged = 0;
+    Found found;
     for_each_piece(request, kChunkPages, [&](const Piece& piece) {
-        status = worse(status, look_up(piece, transfer.pages, staged));
+        status = worse(status, look_up(piece, transfer.pages, found));
         return true;
     });
-    if (status == IoStatus::ok) QueueCounters::add(slot_.counters.pages_read_stage, staged);
+    QueueCounters& c = slot_.counters;
+    if (status == IoStatus::ok) QueueCounters::add(c.pages_read_stage, found.staged);
     if (status == IoStatus::ok && transfer.pages.any()) {
-        QueueCounters::add(slot_.counters.pages_read_gpu, transfer.pages.count());
-        ++collected_;
+        QueueCounters::add(c.pages_read_gpu, transfer.pages.count() - found.from_spill);
+        transfer.since_ns = now_ns();
+        parts_.pacer.charge(transfer.pages.count() * kPageBytes, transfer.since_ns);
+        if (found.from_spill == 0) {
+            ++collected_;
+            return IoStatus::pending;
+        }
+        QueueCounters::add(c.pages_read_spill, found.from_spill);
+        begin_slow(transfer);
+        flying_.undo_push();
         return IoStatus::pending;
     }
     unpin(transfer);
@@ -361,17 +373,21 @@ IoStatus StoreQueue::read(BlockRequest& request) {
     return status;
 }
 
-/// Serves what needs no GPU copy and counts what the stage had; marks the rest in `from_gpu` and pins the
-/// chunk for it. ok, lost, or retry if a page is just being written.
-IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu, std::uint64_t& staged) {
+/// Serves what needs no copy and counts what the stage had; marks the rest in `from_home` and pins the chunk
+/// for it. ok, lost, or retry if a page is just being written, or the chunk's home is about to change.
+IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_home, Found& found) {
     ChunkEntry& entry = parts_.state.chunks()[piece.chunk.n];
     IoStatus status = IoStatus::ok;
     bool pinned = false;
     const ChunkLock lock(entry);
-    // The chunk entry alone tells that all is in VRAM: the page entries are far away in memory, and are
+    const bool leaving = entry.moving == ChunkEntry::Moving::leaving;
+    const std::uint32_t spilled = entry.spill.has() ? 1 : 0;
+    parts_.note_use(entry);
+    // The chunk entry alone tells that all is at home: the page entries are far away in memory, and are
     // looked at while the GPU copies.
-    if (entry.stored == kChunkPages && entry.writing == 0 && !entry.image.has()) {
-        for (std::uint32_t i = 0; i < piece.run.count; ++i) from_gpu.set(piece.at + i);
+    if (entry.stored == kChunkPages && entry.writing == 0 && !entry.image.has() && !leaving) {
+        for (std::uint32_t i = 0; i < piece.run.count; ++i) from_home.set(piece.at + i);
+        found.from_spill += spilled * piece.run.count;
         ++entry.pins;
         return status;
     }
@@ -393,10 +409,15 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_gpu, std::ui
         }
         if (entry.image.has() && parts_.stage->header(entry.image.get()).valid.test(p)) {
             std::memcpy(out, parts_.stage->page(entry.image.get(), p), kPageBytes);
-            ++staged;
+            ++found.staged;
             continue;
         }
-        from_gpu.set(piece.at + i);
+        if (leaving) {
+            status = worse(status, IoStatus::retry);
+            continue;
+        }
+        from_home.set(piece.at + i);
+        found.from_spill += spilled;
         if (!pinned) ++entry.pins;
         pinned = true;
     }
@@ -467,9 +488,9 @@ void StoreQueue::add_copies(Transfer& transfer) {
             std::uint32_t stop = first + 1;
             while (stop < end && transfer.pages.test(stop)) ++stop;
             const std::uint64_t in_chunk = piece.run.first + (first - piece.at);
-            copies_scratch_.push_back({op, place.segment, place.offset + in_chunk * kPageBytes,
-                                       transfer.request->data + std::size_t{first} * kPageBytes,
-                                       static_cast<std::uint32_t>((stop - first) * kPageBytes)});
+            copies_scratch_[place.gpu].push_back({op, place.segment, place.offset + in_chunk * kPageBytes,
+                                                  transfer.request->data + std::size_t{first} * kPageBytes,
+                                                  static_cast<std::uint32_t>((stop - first) * kPageBytes)});
             first = stop;
         }
     });
@@ -492,25 +513,32 @@ std::uint64_t StoreQueue::fingerprint(const BlockRequest& request, const Request
 
 /// Submits what was collected, together as far as there is room to list it.
 void StoreQueue::launch() {
-    gpu_->set_mode(parts_.mode.load(std::memory_order_relaxed));
+    const EngineMode mode = parts_.mode.load(std::memory_order_relaxed);
     const std::size_t end = flying_.size();
     for (std::size_t n = end - collected_; n < end;) {
         const std::size_t first = n;
-        copies_scratch_.clear();
+        for (auto& copies : copies_scratch_) copies.clear();
         // What failed before goes alone, so that one bad copy does not take others down with it.
         bool alone = false;
-        for (; n < end && !alone && copies_scratch_.size() <= kPagesMax; ++n) {
+        const auto there_is_room = [](const std::vector<Copy>& copies) { return copies.size() <= kPagesMax; };
+        for (; n < end && !alone && std::ranges::all_of(copies_scratch_, there_is_room); ++n) {
             alone = flying_.at(n).tries != 0;
             if (alone && n != first) break;
             add_copies(flying_.at(n));
         }
-        Ticket ticket = 0;
-        if (gpu_->submit(copies_scratch_, ticket) != IoStatus::pending) {
+        std::array<Ticket, kGpusMax> tickets{};
+        bool refused = false;
+        for (std::size_t gpu = 0; gpu < gpus_.size(); ++gpu) {
+            if (copies_scratch_[gpu].empty()) continue;
+            gpus_[gpu]->set_mode(mode);
+            if (gpus_[gpu]->submit(copies_scratch_[gpu], tickets[gpu]) == IoStatus::pending) continue;
             log_event(LogLevel::error, "the GPU refused copies, requests", n - first);
-            ticket = 0;
+            tickets[gpu] = 0;
+            refused = true;
         }
         for (std::size_t k = first; k < n; ++k) {
-            flying_.at(k).ticket = ticket;
+            flying_.at(k).tickets = tickets;
+            flying_.at(k).refused = refused;
             // The first look at the page entries: they come from memory while the GPU copies.
             flying_.at(k).fingerprint = fingerprint(*flying_.at(k).request, flying_.at(k).pages);
         }
@@ -519,19 +547,18 @@ void StoreQueue::launch() {
 }
 
 std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
+    std::size_t n = slow_count_ != 0 ? poll_slow(done) : 0;
     if (collected_ != 0) launch();
     // In mode turbo not all that are complete: the caller shall submit new ones, for the GPU to work at while
     // the rest is checked. Copy engines rather have long lists: there the driver is what is waited for.
     const bool halve = parts_.mode.load(std::memory_order_relaxed) == EngineMode::turbo;
     const std::size_t most =
         halve ? std::min(done.size(), std::max(kCompletionsMin, flying_.size() / 2)) : done.size();
-    std::size_t n = 0;
     while (n < most && flying_.size() > collected_) {
         Transfer& transfer = flying_.at(0);
         if (flying_.size() > 1) prefetch_entry(*flying_.at(1).request);  // it probably came with this one
         const IoStatus status = advance(transfer);
         if (status == IoStatus::pending) break;
-        BlockRequest* const request = transfer.request;
         if (status == IoStatus::retry) {
             const Transfer again = transfer;
             flying_.pop();
@@ -539,22 +566,41 @@ std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
             ++collected_;
             continue;
         }
+        done[n++] = transfer.request;
+        complete(transfer, status);
         flying_.pop();
-        request->status = status;
-        done[n++] = request;
     }
+    slot_.in_flight.store(static_cast<std::uint32_t>(in_flight()), std::memory_order_relaxed);
     return n;
+}
+
+void StoreQueue::complete(const Transfer& transfer, IoStatus status) {
+    const bool is_read = transfer.request->op == BlockRequest::Op::read;
+    (is_read ? slot_.counters.read_latency : slot_.counters.write_latency).add(now_ns() - transfer.since_ns);
+    transfer.request->status = status;
+}
+
+/// How its copies ended; pending until all have.
+IoStatus StoreQueue::copied(const Transfer& transfer) {
+    IoStatus status = transfer.refused ? IoStatus::io_error : IoStatus::ok;
+    for (std::size_t gpu = 0; gpu < gpus_.size(); ++gpu) {
+        if (transfer.tickets[gpu] == 0) continue;
+        const IoStatus one = gpus_[gpu]->poll(transfer.tickets[gpu]);
+        if (one == IoStatus::pending) return one;
+        status = worse(status, one);
+    }
+    return status;
 }
 
 /// Looks whether the copies are complete and right. retry: they have to be repeated.
 IoStatus StoreQueue::advance(Transfer& transfer) {
-    const IoStatus copied = transfer.ticket == 0 ? IoStatus::io_error : gpu_->poll(transfer.ticket);
-    if (copied == IoStatus::pending) return copied;
+    const IoStatus status = copied(transfer);
+    if (status == IoStatus::pending) return status;
     if (transfer.request->op == BlockRequest::Op::write)
-        return copied == IoStatus::ok ? end_direct(transfer, PageEntry::State::stored)
+        return status == IoStatus::ok ? end_direct(transfer, PageEntry::State::stored)
                                       : repeat_or_fail(transfer);
     // A page that was overwritten may have been read while the new one arrived. That is nobody's fault.
-    if (copied != IoStatus::ok) return repeat_or_fail(transfer);
+    if (status != IoStatus::ok) return repeat_or_fail(transfer);
     const RequestPages before = transfer.pages;
     for_each_wanted_piece(*transfer.request, before,
                           [&](const Piece& piece) { check_piece(piece, transfer); });

@@ -5,8 +5,12 @@
 // A write ends in the stage and is complete at once. It goes from the request's memory straight to VRAM, and
 // is pending until it is there, if it is large (a copy of it is as fast as one from an image), or if the
 // stage is short of images and this queue's writes are scattered (an image for each page would only be in the
-// way). A queue that fills chunk after chunk rather waits for an image, but not for ever. A read ends in the
-// stage, or waits for copies from VRAM. Copies of all requests since the last poll are one submission.
+// way). A queue that fills chunk after chunk rather waits for an image, but not for ever. What has its home
+// in the spill always goes through the stage. A read ends in the stage, or waits for copies from VRAM. Copies
+// of all requests since the last poll are one submission for each GPU.
+//
+// A read with pages in the spill is slow: it reads them first, in no order with others, and what else it
+// needs then like any other (store_queue_spill.cc).
 #pragma once
 
 #include <algorithm>
@@ -16,7 +20,6 @@
 #include <vector>
 
 #include "front/target.h"
-#include "store/flusher.h"
 #include "store/page_memory.h"
 #include "store/parts.h"
 #include "store/request_pages.h"
@@ -25,12 +28,17 @@ namespace vramswap {
 
 class StoreQueue final : public TargetQueue {
   public:
-    StoreQueue(StoreParts& parts, Flusher& flusher, std::unique_ptr<TransferQueue> gpu, QueueSlot& slot,
-               std::uint32_t depth);
+    /// A TransferQueue for each GPU, in their order; a SpillQueue if there is a spill, which tells its ends
+    /// by the slot's event.
+    StoreQueue(StoreParts& parts, std::vector<std::unique_ptr<TransferQueue>> gpus,
+               std::unique_ptr<SpillQueue> spill, QueueSlot& slot, std::uint32_t depth);
     ~StoreQueue() override;
 
-    void enter_thread() override { warm_up_thread(*gpu_); }
-    [[nodiscard]] std::size_t in_flight() const override { return flying_.size(); }
+    void enter_thread() override {
+        for (const auto& gpu : gpus_) warm_up_thread(*gpu);
+    }
+    [[nodiscard]] std::size_t in_flight() const override { return flying_.size() + slow_count_; }
+    [[nodiscard]] bool should_spin() const override { return flying_.size() != 0 || slow_ready_; }
     void announce(const BlockRequest& request) override {
         if (request.offset >= parts_.state.header().device_bytes) return;
         prefetch_entry(request);
@@ -45,6 +53,8 @@ class StoreQueue final : public TargetQueue {
 
   private:
     static constexpr std::size_t kPagesMax = RequestPages::kMax;
+    /// A fingerprint of pages of which one is just being written.
+    static constexpr std::uint64_t kUnstable = 0;
 
     /// The part of a request that lies in one chunk, or less of it.
     struct Piece {
@@ -58,20 +68,34 @@ class StoreQueue final : public TargetQueue {
     /// a write pins it for each such page, and each is in the state writing.
     struct Transfer {
         BlockRequest* request = nullptr;
-        Ticket ticket = 0;  ///< 0: the GPU refused
+        std::uint64_t since_ns = 0;
+        std::array<Ticket, kGpusMax> tickets{};  ///< 0: no copy of this GPU
+        bool refused = false;                    ///< by a GPU
         std::uint32_t tries = 0;
         std::uint64_t fingerprint = 0;  ///< of the page entries when the copies were submitted
         bool lost = false;              ///< a page read is lost
         RequestPages pages{};           ///< still to be copied
     };
 
+    /// A read that waits for the spill first.
+    struct SlowRead {
+        bool active = false;
+        bool failed = false;          ///< one of its reads of the spill did
+        std::uint32_t in_flight = 0;  ///< reads of the spill
+        RequestPages todo{};          ///< to be read from the spill, not submitted yet
+        Transfer transfer{};
+    };
+    struct SpillFlight {
+        Ticket ticket = 0;  ///< 0: idle
+        std::size_t slow = 0;
+    };
+
     /// A ring: transfers in the order in which they were submitted, which is that of their completion. The
     /// last `collected_` of them are not submitted yet.
     class Ring {
       public:
-        explicit Ring(std::uint32_t depth) : depth_(depth), places_(std::bit_ceil(depth)) {}
+        explicit Ring(std::uint32_t depth) : places_(std::bit_ceil(depth)) {}
         [[nodiscard]] std::size_t size() const { return size_; }
-        [[nodiscard]] bool full() const { return size_ == depth_; }
         Transfer& at(std::size_t n) { return places_[(first_ + n) & (places_.size() - 1)]; }
         Transfer& push() { return at(size_++); }
         void undo_push() { --size_; }
@@ -81,7 +105,6 @@ class StoreQueue final : public TargetQueue {
         }
 
       private:
-        const std::size_t depth_;
         std::vector<Transfer> places_;
         std::size_t first_ = 0;
         std::size_t size_ = 0;
@@ -121,8 +144,10 @@ class StoreQueue final : public TargetQueue {
 
     IoStatus write(BlockRequest& request);
     IoStatus write_piece(const BlockRequest& request, const Piece& piece, Transfer* transfer);
-    IoStatus find_slot(ChunkEntry& entry);
-    bool find_image(ChunkEntry& entry, ChunkIndex chunk);
+    IoStatus find_home(ChunkEntry& entry);
+    IoStatus find_place_in_spill(ChunkEntry& entry);
+    enum class Need : std::uint8_t { wish, must };
+    bool find_image(ChunkEntry& entry, ChunkIndex chunk, Need need);
     void stage_pages(ChunkEntry& entry, const Piece& piece);
     void begin_direct(ChunkEntry& entry, const Piece& piece, Transfer& transfer);
     template <typename WordOfPage>
@@ -132,8 +157,13 @@ class StoreQueue final : public TargetQueue {
 
     IoStatus discard(const BlockRequest& request);
 
+    /// What look_up found of a read.
+    struct Found {
+        std::uint64_t staged = 0;
+        std::uint32_t from_spill = 0;
+    };
     IoStatus read(BlockRequest& request);
-    IoStatus look_up(const Piece& piece, RequestPages& from_gpu, std::uint64_t& staged);
+    IoStatus look_up(const Piece& piece, RequestPages& from_home, Found& found);
     void check_piece(const Piece& piece, Transfer& transfer);
     bool resolve(const ChunkEntry& entry, const Piece& piece, std::uint32_t i, std::uint64_t checksum,
                  bool& lost);
@@ -142,8 +172,19 @@ class StoreQueue final : public TargetQueue {
     void launch();
     void add_copies(Transfer& transfer);
     [[nodiscard]] std::uint64_t fingerprint(const BlockRequest& request, const RequestPages& wanted) const;
+    [[nodiscard]] IoStatus copied(const Transfer& transfer);
     IoStatus advance(Transfer& transfer);
     IoStatus repeat_or_fail(Transfer& transfer);
+    void complete(const Transfer& transfer, IoStatus status);
+    [[nodiscard]] bool is_full() const { return in_flight() == depth_; }
+
+    void begin_slow(const Transfer& transfer);
+    std::size_t poll_slow(std::span<BlockRequest*> done);
+    void reap_spill();
+    void want_from_spill(SlowRead& slow);
+    IoStatus advance_slow(SlowRead& slow);
+    void read_spill(std::size_t number);
+    [[nodiscard]] SpillFlight* idle_spill_flight();
 
     [[nodiscard]] PageEntry& entry_of(const Piece& piece, std::uint32_t i) const {
         return parts_.state.pages()[first_page(piece.chunk).n + piece.run.first + i];
@@ -155,21 +196,55 @@ class StoreQueue final : public TargetQueue {
     [[nodiscard]] bool any_writing(const ChunkEntry& entry, const Piece& piece) const;
 
     StoreParts& parts_;
-    Flusher& flusher_;
-    const std::unique_ptr<TransferQueue> gpu_;
+    const std::vector<std::unique_ptr<TransferQueue>> gpus_;
+    const std::unique_ptr<SpillQueue> spill_;
     QueueSlot& slot_;
+    const std::size_t depth_;
 
     Ring flying_;
     std::size_t collected_ = 0;
+    std::vector<SlowRead> slow_;  ///< sized once
+    std::size_t slow_count_ = 0;  ///< active ones
+    bool slow_ready_ = false;     ///< one of them is complete, and the last poll had no room to say so
+    std::array<SpillFlight, SpillQueue::kDepth> spill_flights_{};
     Locality locality_;
     struct Waits {
         std::uint64_t offset = ~std::uint64_t{0};  ///< of the write that was last told to retry
         std::uint32_t count = 0;
     } waits_;
-    std::vector<Copy> copies_scratch_;
+    std::vector<std::vector<Copy>> copies_scratch_;   ///< by GPU
     std::array<std::uint64_t, kPagesMax> digests_{};  ///< by page within a request: kZeroPage or its checksum
     std::array<std::uint64_t, kPagesMax>
         old_words_{};  ///< of the pages that the write at hand sends directly
 };
+
+template <typename Visit>
+void StoreQueue::for_each_piece(const BlockRequest& request, std::uint32_t pages_max, Visit visit) {
+    const std::uint64_t pages = request.bytes / kPageBytes;
+    for (std::uint64_t at = 0; at < pages;) {
+        const PageIndex page{request.offset / kPageBytes + at};
+        const std::uint64_t count =
+            std::min<std::uint64_t>({pages - at, kChunkPages - page_in_chunk(page), pages_max});
+        const Piece piece{chunk_of(page),
+                          {page_in_chunk(page), static_cast<std::uint32_t>(count)},
+                          static_cast<std::uint32_t>(at),
+                          request.data == nullptr ? nullptr : request.data + at * kPageBytes};
+        if (!visit(piece)) return;
+        at += count;
+    }
+}
+
+/// Visits the pieces, one a chunk, that have a page which is still to be copied.
+template <typename Visit>
+void StoreQueue::for_each_wanted_piece(const BlockRequest& request, const RequestPages& wanted, Visit visit) {
+    for_each_piece(request, kChunkPages, [&](const Piece& piece) {
+        for (std::uint32_t i = 0; i < piece.run.count; ++i)
+            if (wanted.test(piece.at + i)) {
+                visit(piece);
+                break;
+            }
+        return true;
+    });
+}
 
 }  // namespace vramswap

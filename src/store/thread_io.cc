@@ -34,9 +34,13 @@ class ThreadIo final : public RawIo {
         for (std::thread& thread : threads_) thread.join();
     }
 
-    Result<void> open() {
-        event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-        if (!event_) return sys_error("eventfd failed");
+    Result<void> open(int event_fd) {
+        event_fd_ = event_fd;
+        if (event_fd == kOwnEvent) {
+            own_event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+            if (!own_event_) return sys_error("eventfd failed");
+            event_fd_ = own_event_.get();
+        }
         sigset_t all;
         sigset_t before;
         sigfillset(&all);
@@ -56,8 +60,7 @@ class ThreadIo final : public RawIo {
 
     std::size_t reap(std::span<Done> done) override {
         // Emptied first: what ends after that makes it readable again.
-        std::uint64_t ends = 0;
-        static_cast<void>(!::read(event_.get(), &ends, sizeof ends));
+        if (own_event_) empty_event(event_fd_);
         const MutexLock lock(mutex_);
         std::size_t n = 0;
         for (; n < done.size() && !done_.empty(); ++n) {
@@ -67,7 +70,7 @@ class ThreadIo final : public RawIo {
         return n;
     }
 
-    [[nodiscard]] int event_fd() const override { return event_.get(); }
+    [[nodiscard]] int event_fd() const override { return event_fd_; }
 
   private:
     Result<void> start_threads() {
@@ -109,11 +112,12 @@ class ThreadIo final : public RawIo {
             done_.push_back(done);
         }
         const std::uint64_t one = 1;
-        static_cast<void>(!::write(event_.get(), &one, sizeof one));  // far from its limit
+        static_cast<void>(!::write(event_fd_, &one, sizeof one));  // far from its limit
     }
 
     const int fd_;
-    UniqueFd event_;
+    UniqueFd own_event_;
+    int event_fd_ = -1;
     Semaphore work_;  ///< one for each operation that waits; and one for each thread that is to stop
     Mutex mutex_;
     bool stopping_ VS_GUARDED_BY(mutex_) = false;
@@ -126,9 +130,9 @@ class ThreadIo final : public RawIo {
 
 }  // namespace
 
-Result<std::unique_ptr<RawIo>> make_thread_io(int fd, std::uint32_t depth) {
+Result<std::unique_ptr<RawIo>> make_thread_io(int fd, std::uint32_t depth, int event_fd) {
     auto io = std::make_unique<ThreadIo>(fd, depth);
-    if (auto opened = io->open(); !opened) return std::move(opened).error();
+    if (auto opened = io->open(event_fd); !opened) return std::move(opened).error();
     return std::unique_ptr<RawIo>(std::move(io));
 }
 

@@ -25,15 +25,19 @@ class UringIo final : public RawIo {
         ::io_uring_queue_exit(&ring_);
     }
 
-    Result<void> open(int fd, std::uint32_t depth) {
-        event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-        if (!event_) return sys_error("eventfd failed");
+    Result<void> open(int fd, std::uint32_t depth, int event_fd) {
+        event_fd_ = event_fd;
+        if (event_fd == kOwnEvent) {
+            own_event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+            if (!own_event_) return sys_error("eventfd failed");
+            event_fd_ = own_event_.get();
+        }
         // No flags: an end interrupts the thread, if it does not sleep, and makes the event readable. At a
         // few thousand a second that costs nothing, and it works on every kernel.
         if (const int made = ::io_uring_queue_init(depth, &ring_, 0); made < 0) return no_ring(-made);
         ring_is_open_ = true;
         if (const int taken = ::io_uring_register_files(&ring_, &fd, 1); taken < 0) return no_ring(-taken);
-        if (const int taken = ::io_uring_register_eventfd(&ring_, event_.get()); taken < 0)
+        if (const int taken = ::io_uring_register_eventfd(&ring_, event_fd_); taken < 0)
             return no_ring(-taken);
         return {};
     }
@@ -51,8 +55,7 @@ class UringIo final : public RawIo {
     std::size_t reap(std::span<Done> done) override {
         submit();
         // Emptied first: what ends after that makes it readable again.
-        std::uint64_t ends = 0;
-        static_cast<void>(!::read(event_.get(), &ends, sizeof ends));
+        if (own_event_) empty_event(event_fd_);
         std::size_t n = 0;
         io_uring_cqe* event = nullptr;
         while (n < done.size() && ::io_uring_peek_cqe(&ring_, &event) == 0) {
@@ -62,7 +65,7 @@ class UringIo final : public RawIo {
         return n;
     }
 
-    [[nodiscard]] int event_fd() const override { return event_.get(); }
+    [[nodiscard]] int event_fd() const override { return event_fd_; }
 
   private:
     static Error no_ring(int sys) {
@@ -79,14 +82,20 @@ class UringIo final : public RawIo {
 
     io_uring ring_{};
     bool ring_is_open_ = false;
-    UniqueFd event_;
+    UniqueFd own_event_;
+    int event_fd_ = -1;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth) {
+void empty_event(int fd) {
+    std::uint64_t ends = 0;
+    static_cast<void>(!::read(fd, &ends, sizeof ends));
+}
+
+Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth, int event_fd) {
     auto io = std::make_unique<UringIo>();
-    if (auto opened = io->open(fd, depth); !opened) return std::move(opened).error();
+    if (auto opened = io->open(fd, depth, event_fd); !opened) return std::move(opened).error();
     return std::unique_ptr<RawIo>(std::move(io));
 }
 

@@ -384,6 +384,28 @@ TEST_F(BackendContract, OneSubmissionMayGoBothWaysAndToSeveralSegments) {
     }
 }
 
+TEST_F(BackendContract, CopiesWithinTheGpu) {
+    const auto queue = make_queue();
+    const SegmentId a = segment();
+    const SegmentId b = segment();
+    constexpr std::uint32_t kBytes = 2u << 20;
+    fill(host(0), kBytes, 1);
+    ASSERT_EQ(transfer(*queue, std::array{to_gpu(a, 4096, host(0), kBytes)}), IoStatus::ok);
+    for (const auto& [id, offset] :
+         {std::pair{b, std::uint64_t{8192}}, std::pair{a, std::uint64_t{4u << 20}}}) {
+        ASSERT_EQ(
+            transfer(*queue, std::array{Copy{Copy::Op::within_gpu, a, 4096, nullptr, kBytes, id, offset}}),
+            IoStatus::ok);
+        std::memset(host(8u << 20), 0, kBytes);
+        ASSERT_EQ(transfer(*queue, std::array{from_gpu(id, offset, host(8u << 20), kBytes)}), IoStatus::ok);
+        EXPECT_EQ(first_wrong(host(8u << 20), kBytes, 1), std::nullopt);
+    }
+    for (const auto& [from, to] :
+         {std::pair{kSegment.n - 4096, std::uint64_t{0}}, std::pair{std::uint64_t{0}, kSegment.n - 4096}})
+        EXPECT_EQ(transfer(*queue, std::array{Copy{Copy::Op::within_gpu, a, from, nullptr, 8192, b, to}}),
+                  IoStatus::out_of_range);
+}
+
 TEST_F(BackendContract, SubmissionsOfAQueueRunInOrder) {
     const auto queue = make_queue();
     queue->set_mode(EngineMode::copy);  // the other mode promises none

@@ -65,8 +65,8 @@ struct Held {
     std::set<std::string> threads;  ///< their ids
 };
 [[nodiscard]] Held what_is_held();
-/// What is held now and was not `before`; empty if nothing. Waits for it to go as long as a watchdog allows: a joined
-/// thread stays in /proc for a moment. (So `before` may name threads that have gone since.)
+/// What is held now and was not `before`; empty if nothing. Waits for it to go as long as a watchdog allows:
+/// a joined thread stays in /proc for a moment. (So `before` may name threads that have gone since.)
 [[nodiscard]] std::string what_stays(const Held& before);
 
 }  // namespace vramswap::test

@@ -584,6 +584,10 @@ int cuMemcpyDtoHAsync_v2(void* to, CuDevicePtr from, std::size_t bytes, CuStream
     FAKE_ENTER_CONTEXT();
     return is_device(from, bytes) ? copy(address_of(to), from, bytes) : code::kInvalidValue;
 }
+int cuMemcpyDtoDAsync_v2(CuDevicePtr to, CuDevicePtr from, std::size_t bytes, CuStream) {
+    FAKE_ENTER_CONTEXT();
+    return is_device(from, bytes) && is_device(to, bytes) ? copy(to, from, bytes) : code::kInvalidValue;
+}
 int cuModuleLoadData(CuModule* module, const void* ptx) {
     FAKE_ENTER_CONTEXT();
     if (std::strstr(static_cast<const char*>(ptx), ".version 4.0") == nullptr) return 218;  // INVALID_PTX

@@ -70,6 +70,22 @@ class SteppedStore {
         if (next != Flusher::kNow && next != Flusher::kNever) now_ = std::max(now_, next);
         return next;
     }
+    /// One round of the mover, and what it asks of the control thread.
+    std::uint64_t step_mover() {
+        const std::uint64_t next = store_->mover().step(now_);
+        if (take_event(store_->maintenance_fd())) {
+            store_->maintain();
+            return Mover::kNow;  // it may have kicked
+        }
+        if (next != Mover::kNow && next != Mover::kNever) now_ = std::max(now_, next);
+        return next;
+    }
+    /// Steps the mover until it has nothing to do; false if that takes for ever.
+    [[nodiscard]] bool settle() {
+        for (int n = 0; n < kStepsMax; ++n)
+            if (step_mover() == Mover::kNever) return true;
+        return false;
+    }
     /// One round of a merger, if there are any and an image waits for one.
     bool merge_one() {
         const bool merged = store_->flusher().merge_one();
@@ -85,10 +101,19 @@ class SteppedStore {
     /// ever.
     [[nodiscard]] bool drain() {
         store_->flusher().set_draining(true);
+        store_->mover().set_draining(true);
         bool done = false;
-        for (int n = 0; n < kStepsMax && !done; ++n) done = step() == Flusher::kNever;
+        for (int n = 0; n < kStepsMax && !done; ++n) {
+            done = step() == Flusher::kNever;
+            if (store_->mover().anything_dirty()) {
+                (void)step_mover();
+                done = false;
+            }
+        }
         (void)store_->flusher().step(now_);  // frees what became clean in the last step
+        (void)store_->mover().step(now_);
         store_->flusher().set_draining(false);
+        store_->mover().set_draining(false);
         return done && !store_->flusher().anything_dirty();
     }
 

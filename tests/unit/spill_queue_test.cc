@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -211,7 +212,7 @@ TEST_F(SpillQueueTest, DestructionWaitsForWhatIsInFlight) {
 
 struct Engine {
     const char* name;
-    Result<std::unique_ptr<RawIo>> (*make)(int fd, std::uint32_t depth);
+    Result<std::unique_ptr<RawIo>> (*make)(int fd, std::uint32_t depth, int event_fd);
 };
 
 class SpillEngines : public ::testing::TestWithParam<Engine> {
@@ -220,7 +221,7 @@ class SpillEngines : public ::testing::TestWithParam<Engine> {
         fd.reset(::open(directory.path().c_str(), O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600));
         if (!fd) GTEST_SKIP() << "no O_DIRECT in the folder of temporary files";
         ASSERT_EQ(::ftruncate(fd.get(), kSlots * kChunkBytes), 0);
-        auto io = GetParam().make(fd.get(), SpillQueue::kDepth);
+        auto io = GetParam().make(fd.get(), SpillQueue::kDepth, kOwnEvent);
         if (!io && io.error().code == Errc::unavailable) GTEST_SKIP() << io.error().text();
         ASSERT_TRUE(io) << io.error().text();
         queue = std::make_unique<SpillQueue>(std::move(*io), SlotPlaces{kSlots, 0}, counters);
@@ -299,6 +300,21 @@ TEST_P(SpillEngines, ReadWhatOthersWroteAndFailAtTheEnd) {
     ASSERT_EQ(::ftruncate(fd.get(), kChunkBytes + 4 * kPageBytes), 0);
     ASSERT_EQ(queue->submit({Op::read, 1, {0, kChunkPages}, read.data()}, ticket), IoStatus::pending);
     EXPECT_EQ(finish(ticket), IoStatus::io_error);
+}
+
+TEST_P(SpillEngines, TellAnEventOfSomebodyElseAndLeaveItToThem) {
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    queue =
+        std::make_unique<SpillQueue>(std::move(*GetParam().make(fd.get(), SpillQueue::kDepth, event.get())),
+                                     SlotPlaces{kSlots, 0}, counters);
+    EXPECT_EQ(queue->event_fd(), event.get());
+    DirectBuffer buffer{kPageBytes};
+    Ticket ticket = 0;
+    ASSERT_EQ(queue->submit({RawIo::Op::read, 0, {0, 1}, buffer.data()}, ticket), IoStatus::pending);
+    pollfd told{event.get(), POLLIN, 0};
+    ASSERT_EQ(::poll(&told, 1, -1), 1);
+    EXPECT_EQ(finish(ticket), IoStatus::ok);
+    EXPECT_EQ(::poll(&told, 1, 0), 1) << "it was emptied, and with it what others told";
 }
 
 TEST_P(SpillEngines, MayBeDestroyedWithRequestsInFlight) {

@@ -45,8 +45,8 @@ class MergersAlone : public ::testing::Test {
     MergersAlone() {
         auto state = std::move(*State::create({{kChunks * kChunkBytes}, mib(4), kChunks}));
         auto stage = std::move(*Stage::create(state, Mergers::scratch_chunks(kThreads)));
-        parts_ = std::make_unique<StoreParts>(std::move(state), std::move(stage));
-        mergers_ = std::make_unique<Mergers>(*parts_, kThreads);
+        parts_ = std::make_unique<StoreParts>(std::move(state), std::move(stage), nullptr, 1);
+        mergers_ = std::make_unique<Mergers>(*parts_, kThreads, 0);
     }
     ChunkEntry& entry(std::uint32_t chunk) { return parts_->state.chunks()[chunk]; }
     ImageHeader& header(const Merge& merge) { return parts_->stage->header(merge.image); }

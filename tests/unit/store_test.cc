@@ -120,10 +120,13 @@ TEST(PageBits, KnowsItsSpan) {
 
 // ---- SlotAllocator ----
 
+constexpr auto kAny = SlotAllocator::Which::any;
+constexpr auto kClosed = SlotAllocator::Which::closed;
+
 TEST(SlotAllocator, HasNothingWithoutSegments) {
     SlotAllocator slots(3, 4);
     EXPECT_EQ(slots.take(), std::nullopt);
-    EXPECT_EQ(slots.remove_empty_segment(), std::nullopt);
+    EXPECT_EQ(slots.remove_empty_segment(kAny), std::nullopt);
     EXPECT_EQ(slots.unused_segment(), 0u);
     EXPECT_EQ(slots.free_slots(), 0u);
     EXPECT_EQ(slots.slots_per_segment(), 4u);
@@ -131,29 +134,70 @@ TEST(SlotAllocator, HasNothingWithoutSegments) {
 
 TEST(SlotAllocator, TakesTheLowestAndGivesBackTheHighestSegment) {
     SlotAllocator slots(3, 2);
-    for (std::uint32_t n = 0; n < 3; ++n) slots.add_segment(n);
+    for (std::uint32_t n = 0; n < 3; ++n) slots.add_segment(n, 0);
     EXPECT_EQ(slots.unused_segment(), std::nullopt);
     EXPECT_EQ(slots.segments(), 3u);
     for (std::uint32_t n = 0; n < 4; ++n) EXPECT_EQ(slots.take(), n);
     EXPECT_EQ(slots.free_slots(), 2u);
     slots.give(1);
     EXPECT_EQ(slots.take(), 1u);
-    EXPECT_EQ(slots.remove_empty_segment(), 2u);
-    EXPECT_EQ(slots.remove_empty_segment(), std::nullopt);
+    EXPECT_EQ(slots.remove_empty_segment(kAny), 2u);
+    EXPECT_EQ(slots.remove_empty_segment(kAny), std::nullopt);
     EXPECT_EQ(slots.take(), std::nullopt);
     EXPECT_EQ(slots.unused_segment(), 2u);
     slots.give(2);
     slots.give(3);
-    EXPECT_EQ(slots.remove_empty_segment(), 1u);
-    slots.add_segment(1);
+    EXPECT_EQ(slots.remove_empty_segment(kAny), 1u);
+    slots.add_segment(1, 0);
     EXPECT_EQ(slots.take(), 2u);
     EXPECT_EQ(slots.segments(), 2u);
+}
+
+TEST(SlotAllocator, TakesNothingFromAClosedSegmentAndGivesItBackWhenItIsEmpty) {
+    SlotAllocator slots(3, 2);
+    for (std::uint32_t n = 0; n < 3; ++n) slots.add_segment(n, 0);
+    for (std::uint32_t n = 0; n < 3; ++n) EXPECT_EQ(slots.take(), n);
+    ASSERT_TRUE(slots.close_one(0));  // the emptiest, the last of them
+    EXPECT_TRUE(slots.is_closed(2));
+    EXPECT_TRUE(slots.has_empty_closed());
+    EXPECT_EQ(slots.free_slots(), 1u);
+    ASSERT_TRUE(slots.close_one(0));
+    EXPECT_TRUE(slots.is_closed(1));
+    EXPECT_EQ(slots.take(), std::nullopt);
+    EXPECT_EQ(slots.closed(0), 2u);
+    EXPECT_EQ(slots.used(0), 3u);
+    EXPECT_EQ(slots.remove_empty_segment(kClosed), 2u);
+    EXPECT_EQ(slots.remove_empty_segment(kClosed), std::nullopt);
+    EXPECT_FALSE(slots.has_empty_closed());
+    slots.give(2);
+    EXPECT_TRUE(slots.has_empty_closed());
+    EXPECT_EQ(slots.free_slots(), 0u);
+    ASSERT_TRUE(slots.open_one(0));
+    EXPECT_FALSE(slots.has_empty_closed());
+    EXPECT_EQ(slots.free_slots(), 2u);
+    EXPECT_EQ(slots.take(), 2u);
+    EXPECT_FALSE(slots.open_one(0));
+}
+
+TEST(SlotAllocator, SeveralGpusTakeTurnsByTheirWeights) {
+    SlotAllocator slots(4, 8);
+    for (std::uint32_t n = 0; n < 4; ++n) slots.add_segment(n, n % 2);
+    slots.set_weight(0, 3);
+    std::array<int, 2> taken{};
+    for (int n = 0; n < 16; ++n) ++taken.at(slots.gpu_of(*slots.take()));
+    EXPECT_EQ(taken[0], 12);
+    EXPECT_EQ(taken[1], 4);
+    EXPECT_EQ(slots.gpu_of(*slots.take_on(1)), 1u);
+    for (int n = 0; n < 4; ++n) ASSERT_TRUE(slots.take_on(0));
+    EXPECT_EQ(slots.take_on(0), std::nullopt);
+    for (int n = 0; n < 11; ++n) ASSERT_EQ(slots.gpu_of(*slots.take()), 1u);  // whose turn it is or not
+    EXPECT_EQ(slots.take(), std::nullopt);
 }
 
 TEST(SlotAllocator, GivesASlotToOneThreadOnly) {
     constexpr std::uint32_t kSlots = 16;
     SlotAllocator slots(4, 4);
-    for (std::uint32_t n = 0; n < 4; ++n) slots.add_segment(n);
+    for (std::uint32_t n = 0; n < 4; ++n) slots.add_segment(n, 0);
     std::array<std::atomic<int>, kSlots> owners{};
     std::atomic<bool> shared{false};
     std::vector<std::thread> threads;

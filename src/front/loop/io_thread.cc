@@ -186,7 +186,7 @@ IoStatus IoThread::discard(std::uint64_t offset, std::uint64_t bytes) {
 IoStatus IoThread::carry_out(BlockRequest& request) {
     IoStatus status = queue_->submit(request);
     while (status == IoStatus::retry) {
-        wait_for_room();
+        wait_for_target();
         // Only when the frontend is torn down under a device in use; its users get errors from now on anyway.
         if (shared_.stop.requested()) return IoStatus::io_error;
         status = queue_->submit(request);
@@ -204,12 +204,16 @@ void IoThread::finish(BlockRequest& request) {
     std::array<BlockRequest*, 1> done{};
     for (unsigned spins = 0; request.status == IoStatus::pending; ++spins) {
         if (queue_->poll(done) != 0) continue;
+        if (!queue_->should_spin()) {
+            wait_for_target();
+            continue;
+        }
         cpu_relax();
         if (spins > kSpinsBeforeYield) ::sched_yield();
     }
 }
 
-void IoThread::wait_for_room() {
+void IoThread::wait_for_target() {
     std::array<pollfd, 2> fds{{{queue_->event_fd(), POLLIN, 0}, {shared_.stop.fd(), POLLIN, 0}}};
     if (::poll(fds.data(), fds.size(), kRoomTimeoutMs) <= 0) return;
     std::uint64_t count = 0;

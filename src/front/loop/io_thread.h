@@ -75,7 +75,7 @@ class IoThread {
     void sleep_until_request();
     IoStatus carry_out(BlockRequest& request);
     void finish(BlockRequest& request);
-    void wait_for_room();
+    void wait_for_target();
 
     // Constant after make.
     const Shared shared_;

@@ -192,17 +192,17 @@ void NbdConnection::reply(NbdSlot& slot, std::uint32_t error) {
 
 /// Until something can go on: the socket, the target, or the stop signal.
 void NbdConnection::wait() {
-    const bool busy = queue_->in_flight() != 0;
+    const bool busy = queue_->should_spin();
     if (busy && spin()) return;
     short events = 0;
     if (receiving_ == NbdReceiver::Next::need_bytes) events |= POLLIN;
     if (output_ == NbdIo::blocked) events |= POLLOUT;
     const bool starved = output_ == NbdIo::starved || input_ == NbdIo::starved;
-    const int timeout_ms = busy ? 0 : starved ? kStarvedTimeoutMs : waiting_.empty() ? -1 : kRoomTimeoutMs;
-    // A negative descriptor is passed over: the target's event counts only for those who were told to wait
-    // for it.
+    // A negative descriptor is passed over: the target's event counts only for those who wait for it.
+    const bool awaits_target = !waiting_.empty() || queue_->in_flight() != 0;
+    const int timeout_ms = busy ? 0 : starved ? kStarvedTimeoutMs : awaits_target ? kRoomTimeoutMs : -1;
     std::array<pollfd, 3> fds{{{socket_.get(), events, 0},
-                               {waiting_.empty() ? -1 : queue_->event_fd(), POLLIN, 0},
+                               {awaits_target ? queue_->event_fd() : -1, POLLIN, 0},
                                {shared_.stop.fd(), POLLIN, 0}}};
     const int ready = ::poll(fds.data(), fds.size(), timeout_ms);
     if (ready < 0) return;

@@ -169,7 +169,7 @@ Result<void> UblkQueue::fetch_all() {
 void UblkQueue::serve() {
     unsigned fruitless = 0;
     while (!is_done()) {
-        const bool busy = queue_->in_flight() > 0;
+        const bool busy = queue_->should_spin();
         enter_kernel();
         const unsigned events = take_events() + poll_target();
         if (try_parked_) try_parked_again();
@@ -189,7 +189,7 @@ bool UblkQueue::is_done() const {
 
 void UblkQueue::enter_kernel() {
     // What fails to be submitted stays in the ring for the next time.
-    if (queue_->in_flight() == 0)
+    if (!queue_->should_spin())
         sleep();
     else if (::io_uring_sq_ready(&ring_) > 0)
         static_cast<void>(::io_uring_submit(&ring_));

@@ -67,6 +67,7 @@ constexpr Symbol kSymbols[] = {
     {"cuMemImportFromShareableHandle", kOptional, bind<&CudaApi::mem_import_from_shareable_handle>},
     {"cuMemcpyHtoDAsync_v2", kRequired, bind<&CudaApi::memcpy_htod_async>},
     {"cuMemcpyDtoHAsync_v2", kRequired, bind<&CudaApi::memcpy_dtoh_async>},
+    {"cuMemcpyDtoDAsync_v2", kRequired, bind<&CudaApi::memcpy_dtod_async>},
     {"cuMemcpyBatchAsync", kOptional, bind<&CudaApi::memcpy_batch_async>},
     {"cuMemcpyBatchAsync_v2", kOptional, bind<&CudaApi::memcpy_batch_async_v2>},
     {"cuModuleLoadData", kOptional, bind<&CudaApi::module_load_data>},

@@ -184,6 +184,7 @@ struct CudaApi {
 
     CuResult (*memcpy_htod_async)(CuDevicePtr to, const void* from, std::size_t bytes, CuStream) = nullptr;
     CuResult (*memcpy_dtoh_async)(void* to, CuDevicePtr from, std::size_t bytes, CuStream) = nullptr;
+    CuResult (*memcpy_dtod_async)(CuDevicePtr to, CuDevicePtr from, std::size_t bytes, CuStream) = nullptr;
     /// optional: 12.8. The plain name has nine arguments; it keeps that ABI in 13.0.
     CuResult (*memcpy_batch_async)(CuDevicePtr* to, CuDevicePtr* from, std::size_t* bytes, std::size_t count,
                                    CuMemcpyAttributes*, std::size_t* attribute_starts, std::size_t attributes,

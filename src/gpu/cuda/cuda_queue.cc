@@ -164,6 +164,10 @@ Result<void> CudaQueue::warm_copies(std::span<std::byte> host, SegmentId segment
             if (auto ok = run(copies_of(op, pages, kPageBytes)); !ok) return ok;
         set_mode(EngineMode::copy);
     }
+    constexpr std::uint32_t kHalf = kWarmBytes / 2;
+    if (auto ok = run(std::array{Copy{Copy::Op::within_gpu, segment, 0, nullptr, kHalf, segment, kHalf}});
+        !ok)
+        return ok;
     const auto page = copies_of(Copy::Op::to_gpu, 1, kPageBytes);
     if (auto ok = fill(page); !ok) return ok;
     if (backend_.caps().turbo) {
@@ -297,14 +301,23 @@ IoStatus CudaQueue::do_submit(std::span<const Copy> copies, Ticket ticket) {
 }
 
 CuResult CudaQueue::copy_each(std::span<const Copy> copies) {
-    for (const Copy& copy : copies) {
-        const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
-        const CuResult result = copy.op == Copy::Op::to_gpu
-                                    ? api_.memcpy_htod_async(gpu, copy.host, copy.bytes, stream_)
-                                    : api_.memcpy_dtoh_async(copy.host, gpu, copy.bytes, stream_);
-        if (result != code::kSuccess) return result;
-    }
+    for (const Copy& copy : copies)
+        if (const CuResult result = copy_one(copy); result != code::kSuccess) return result;
     return code::kSuccess;
+}
+
+CuResult CudaQueue::copy_one(const Copy& copy) {
+    const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
+    switch (copy.op) {
+        case Copy::Op::to_gpu:
+            return api_.memcpy_htod_async(gpu, copy.host, copy.bytes, stream_);
+        case Copy::Op::from_gpu:
+            return api_.memcpy_dtoh_async(copy.host, gpu, copy.bytes, stream_);
+        case Copy::Op::within_gpu:
+            return api_.memcpy_dtod_async(backend_.place(copy.to_segment).address + copy.to_offset, gpu,
+                                          copy.bytes, stream_);
+    }
+    return code::kInvalidValue;
 }
 
 CuResult CudaQueue::copy_batches(std::span<const Copy> copies) {
@@ -316,9 +329,11 @@ CuResult CudaQueue::copy_batches(std::span<const Copy> copies) {
         for (std::size_t i = 0; i < count; ++i) {
             const Copy& copy = copies[i];
             const CuDevicePtr gpu = backend_.place(copy.segment).address + copy.offset;
-            const CuDevicePtr host = host_address(copy.host);
-            to_[i] = copy.op == Copy::Op::to_gpu ? gpu : host;
-            from_[i] = copy.op == Copy::Op::to_gpu ? host : gpu;
+            const CuDevicePtr other = copy.op == Copy::Op::within_gpu
+                                          ? backend_.place(copy.to_segment).address + copy.to_offset
+                                          : host_address(copy.host);
+            to_[i] = copy.op == Copy::Op::to_gpu ? gpu : other;
+            from_[i] = copy.op == Copy::Op::to_gpu ? other : gpu;
             bytes_[i] = copy.bytes;
         }
         std::size_t fail_index = 0;
@@ -336,8 +351,9 @@ CuResult CudaQueue::copy_batches(std::span<const Copy> copies) {
 
 /// Small, and in whole pages at addresses that a kernel can take.
 bool CudaQueue::for_kernel(const Copy& copy) const {
-    return copy.bytes <= kTurboPagesMax * kPageBytes && copy.bytes % kPageBytes == 0 &&
-           copy.offset % kPageBytes == 0 && host_address(copy.host) % kPageBytes == 0;
+    return copy.op != Copy::Op::within_gpu && copy.bytes <= kTurboPagesMax * kPageBytes &&
+           copy.bytes % kPageBytes == 0 && copy.offset % kPageBytes == 0 &&
+           host_address(copy.host) % kPageBytes == 0;
 }
 
 bool CudaQueue::worth_a_kernel(std::span<const Copy> copies) const {

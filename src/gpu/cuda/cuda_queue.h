@@ -67,6 +67,7 @@ class CudaQueue final : public TransferQueue {
 
     [[nodiscard]] bool has_batch() const;
     CuResult copy_each(std::span<const Copy> copies);
+    CuResult copy_one(const Copy& copy);
     CuResult copy_batches(std::span<const Copy> copies);
     CuResult copy_turbo(std::span<const Copy> copies, Ticket ticket);
     CuResult launch_pages();

@@ -39,6 +39,13 @@ void copy_word_out(std::byte* host, std::byte* vram) {
     std::memcpy(host, &word, sizeof word);
 }
 
+template <typename Word>
+void copy_word_over(std::byte* from, std::byte* to) {
+    Word word{};
+    copy_word_out<Word>(reinterpret_cast<std::byte*>(&word), from);
+    copy_word_in<Word>(reinterpret_cast<const std::byte*>(&word), to);
+}
+
 /// Eight words a turn, as long as there are so many: a real GPU's copy costs the CPU nothing, so this one
 /// shall cost little.
 template <typename Word, typename CopyWord>
@@ -51,20 +58,23 @@ void for_each_word(std::size_t bytes, CopyWord copy_word) {
 }
 
 template <typename Word>
-void copy_words(const Copy& c, std::byte* vram) {
+void copy_words(const Copy& c, std::byte* vram, std::byte* other) {
     std::byte* host = c.host;
-    if (c.op == Copy::Op::to_gpu)
+    if (c.op == Copy::Op::within_gpu)
+        for_each_word<Word>(c.bytes, [=](std::size_t at) { copy_word_over<Word>(vram + at, other + at); });
+    else if (c.op == Copy::Op::to_gpu)
         for_each_word<Word>(c.bytes, [=](std::size_t at) { copy_word_in<Word>(host + at, vram + at); });
     else
         for_each_word<Word>(c.bytes, [=](std::size_t at) { copy_word_out<Word>(host + at, vram + at); });
 }
 
-void copy_bytes(const Copy& c, std::byte* vram) {
-    if (c.bytes % sizeof(std::uint64_t) == 0 &&
-        reinterpret_cast<std::uintptr_t>(vram) % sizeof(std::uint64_t) == 0)
-        copy_words<std::uint64_t>(c, vram);
+/// `other`: where within_gpu copies to.
+void copy_bytes(const Copy& c, std::byte* vram, std::byte* other) {
+    const auto address = reinterpret_cast<std::uintptr_t>(vram) | reinterpret_cast<std::uintptr_t>(other);
+    if (c.bytes % sizeof(std::uint64_t) == 0 && address % sizeof(std::uint64_t) == 0)
+        copy_words<std::uint64_t>(c, vram, other);
     else
-        copy_words<std::uint8_t>(c, vram);
+        copy_words<std::uint8_t>(c, vram, other);
 }
 
 void flip_bit(std::byte* vram) {
@@ -72,14 +82,15 @@ void flip_bit(std::byte* vram) {
         .fetch_xor(1, std::memory_order_relaxed);
 }
 
-void scramble_bytes(const Copy& c, std::byte* vram) {
+/// What a failed copy leaves at its target.
+void scramble_bytes(const Copy& c, std::byte* target) {
     constexpr std::uint8_t kJunk = 0xA5;
     if (c.op == Copy::Op::from_gpu) {
-        std::memset(c.host, kJunk, c.bytes);
+        std::memset(target, kJunk, c.bytes);
         return;
     }
     for (std::size_t at = 0; at < c.bytes; ++at)
-        std::atomic_ref<std::uint8_t>(*reinterpret_cast<std::uint8_t*>(vram + at))
+        std::atomic_ref<std::uint8_t>(*reinterpret_cast<std::uint8_t*>(target + at))
             .store(kJunk, std::memory_order_relaxed);
 }
 
@@ -151,17 +162,27 @@ class SimQueue final : public TransferQueue {
     }
 
     void copy(const Copy& c, bool scramble) {
-        std::byte* base = memory_->segments[c.segment.n].base.load(std::memory_order_acquire);
+        std::byte* base = base_of(c.segment);
         if (base == nullptr) return;
         std::byte* vram = base + c.offset;
+        if (c.op == Copy::Op::within_gpu) {
+            std::byte* to = base_of(c.to_segment);
+            if (to == nullptr) return;
+            copy_bytes(c, vram, to + c.to_offset);
+            if (scramble) scramble_bytes(c, to + c.to_offset);
+            return;
+        }
         const bool writes = c.op == Copy::Op::to_gpu;
         if (writes && take_one(faults_->misplace_writes) &&
             c.offset + c.bytes + kPageBytes <= do_segment_bytes(c.segment))
             vram += kPageBytes;
-        copy_bytes(c, vram);
+        copy_bytes(c, vram, nullptr);
         if (writes && take_one(faults_->corrupt_writes)) flip_bit(vram + c.bytes / 2);
         if (!writes && take_one(faults_->corrupt_reads)) c.host[c.bytes / 2] ^= std::byte{1};
-        if (scramble) scramble_bytes(c, vram);
+        if (scramble) scramble_bytes(c, writes ? vram : c.host);
+    }
+    std::byte* base_of(SegmentId segment) const {
+        return memory_->segments[segment.n].base.load(std::memory_order_acquire);
     }
 
     const std::shared_ptr<SimMemory> memory_;
