@@ -97,8 +97,8 @@ void add_yield(CLI::App& app, YieldOptions& o, int& exit_status) {
     // What follows is cut off before this is parsed.
     CLI::Option* command = c->add_flag_callback(
         "--for", [] {},
-        "For as long as the command runs that follows, with all its arguments; the exit status "
-        "is the command's");
+        "COMMAND...: run it, with all that follows as its arguments, and end with it; the exit "
+        "status is the command's");
     end->excludes(size)->excludes(command);
     add_no_wait(*c, o.wait, "Do not wait until VRAM is given back; with --for, start the command at once");
     c->callback([&o, command, &exit_status] {
