@@ -80,6 +80,8 @@ class Yielding {
         if (!most) return report(most.error());
         if (for_command())
             if (auto found = check_command(options_.command[0]); !found) return report_command(found.error());
+        // With a command an interrupt ends us, and with us the yield. Without one it only ends the waiting.
+        if (!for_command()) interrupts_.emplace();
         MoveWatch watch(MoveWatch::Goal::at_most, *most, before_, now_ns());
         if (auto asked = ask_device(options_.name, {Op::yield, *most, holder()}); !asked)
             return report(asked.error());
@@ -94,10 +96,7 @@ class Yielding {
 
     Result<void> wait(MoveWatch& watch) {
         if (options_.wait == Wait::no) return {};
-        // With a command an interrupt ends us, and with us the yield. Without one it only ends the waiting.
-        std::optional<Interrupts> interrupts;
-        if (!for_command()) interrupts.emplace();
-        return follow_move(options_.name, watch, interrupts ? &*interrupts : nullptr);
+        return follow_move(options_.name, watch, interrupts_ ? &*interrupts_ : nullptr);
     }
 
     int give_up(const Error& error) {
@@ -126,6 +125,7 @@ class Yielding {
 
     const YieldOptions& options_;
     const DeviceStatus& before_;
+    std::optional<Interrupts> interrupts_;
 };
 
 }  // namespace
