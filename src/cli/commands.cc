@@ -4,8 +4,10 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <string_view>
 
 #include "sys/process.h"
 #include "sys/swap_area.h"
@@ -17,6 +19,23 @@ template <typename Options>
 void add_json(CLI::App& command, Options& options) {
     command.add_flag_callback(
         "--json", [&options] { options.output = Output::json; }, "Print JSON");
+}
+
+/// What `up` is told of giving VRAM back.
+void add_elastic(CLI::App& c, UpOptions& o) {
+    c.add_option(
+        "--headroom", o.headroom,
+        "VRAM kept free for others, such as 1.5G or 15% of the GPU's; chosen for the GPU if left out");
+    c.add_option(
+         "--spill", o.spill,
+         "Where pages go when VRAM is given back: auto (a file in /var/lib/vramswap, if the disk can), "
+         "none, or a directory or block device with an optional size, PATH[:SIZE]")
+        ->capture_default_str();
+    c.add_option("--vram-max", o.vram_max, "Never more VRAM than this, such as 4G or 50% of the GPU's");
+    c.add_option("--segment", o.segment, "VRAM is taken and given back in pieces of this, a multiple of 2M")
+        ->capture_default_str();
+    c.add_option("--swap-rate-max", o.swap_rate_max,
+                 "Bytes a second of swap while others use the GPU, such as 500M; no ceiling if left out");
 }
 
 void add_up(CLI::App& app, UpOptions& o, int& exit_status) {
@@ -33,10 +52,12 @@ void add_up(CLI::App& app, UpOptions& o, int& exit_status) {
         ->check(CLI::Range(0, 64))
         ->capture_default_str();
     c->add_option("--mode", o.mode,
-                  "How small copies are made: copy (others on the GPU hardly notice) or turbo (many times "
-                  "faster, and takes up to a third of others' compute while it runs)")
-        ->check(CLI::IsMember({"copy", "turbo"}))
+                  "How small copies are made: copy (others on the GPU hardly notice), turbo (many times "
+                  "faster, and takes up to a third of others' compute while it runs), or auto: turbo while "
+                  "nobody else uses the GPU")
+        ->check(CLI::IsMember({"auto", "copy", "turbo"}))
         ->capture_default_str();
+    add_elastic(*c, o);
     c->add_flag_callback(
         "--no-swapon", [&o] { o.swapon = UpOptions::Swapon::no; }, "Only the block device");
     c->add_flag_callback(
@@ -48,6 +69,55 @@ void add_down(CLI::App& app, DownOptions& o, int& exit_status) {
     CLI::App* c = app.add_subcommand("down", "Swap a device off and take it down");
     c->add_option("NAME", o.name, "Name of the device; may be left out if there is one");
     c->callback([&] { exit_status = run_down(o); });
+}
+
+void add_no_wait(CLI::App& command, Wait& wait, const char* meaning) {
+    command.add_flag_callback(
+        "--no-wait", [&wait] { wait = Wait::no; }, meaning);
+}
+
+void add_resize(CLI::App& app, ResizeOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("resize", "Set by hand how much VRAM a device holds");
+    c->add_option("NAME", o.name, "Name of the device")->required();
+    c->add_option("SIZE", o.vram,
+                  "VRAM to hold, rounded up to segments: 4G, 50% of the device's size, 0; or auto: "
+                  "the policy decides again")
+        ->required();
+    add_no_wait(*c, o.wait, "Do not wait until it is done");
+    c->callback([&] { exit_status = run_resize(o); });
+}
+
+void add_yield(CLI::App& app, YieldOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("yield", "Give a device's VRAM to others, for a while");
+    c->add_option("NAME", o.name, "Name of the device")->required();
+    CLI::Option* size = c->add_option("SIZE", o.vram, "VRAM that it may keep: 1G, 10% of the device's size")
+                            ->capture_default_str();
+    CLI::Option* end = c->add_flag_callback(
+        "--end", [&o] { o.end = YieldOptions::End::now; }, "It may take VRAM again");
+    // What follows is cut off before this is parsed.
+    CLI::Option* command = c->add_flag_callback(
+        "--for", [] {},
+        "COMMAND...: run it, with all that follows as its arguments, and end with it; the exit "
+        "status is the command's");
+    end->excludes(size)->excludes(command);
+    add_no_wait(*c, o.wait, "Do not wait until VRAM is given back; with --for, start the command at once");
+    c->callback([&o, command, &exit_status] {
+        if (command->count() != 0 && o.command.empty())
+            exit_status = report({Errc::usage, 0, "--for has no command",
+                                  "Write the command and its arguments after --for, at the end"});
+        else
+            exit_status = run_yield(o);
+    });
+}
+
+/// `yield … --for COMMAND...`: what follows is another program's, whatever it looks like.
+std::vector<std::string> cut_command(int& argc, char** argv) {
+    if (argc < 2 || std::string_view(argv[1]) != "yield") return {};
+    char** const end = argv + argc;
+    char** const found = std::find(argv + 2, end, std::string_view("--for"));
+    if (found == end) return {};
+    argc = static_cast<int>(found - argv) + 1;
+    return {found + 1, end};
 }
 
 void add_status(CLI::App& app, StatusOptions& o, int& exit_status) {
@@ -155,12 +225,17 @@ int run_command(int argc, char** argv) {
     UpOptions up;
     DownOptions down;
     StatusOptions status;
+    ResizeOptions resize;
+    YieldOptions yield;
+    yield.command = cut_command(argc, argv);
     DoctorOptions doctor;
     BenchOptions bench;
     DemoOptions demo;
     add_up(app, up, exit_status);
     add_down(app, down, exit_status);
     add_status(app, status, exit_status);
+    add_resize(app, resize, exit_status);
+    add_yield(app, yield, exit_status);
     add_doctor(app, doctor, exit_status);
     add_bench(app, bench, exit_status);
     add_demo(app, demo, exit_status);

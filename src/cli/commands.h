@@ -2,6 +2,7 @@
 // The commands of vramswap(8): what each one is asked for, and the function that does it. Each runs in a
 // process of its own, single-threaded, may block and allocate. They print to standard output, errors to
 // standard error, and return the exit status: 0 done, 1 failed, 2 wrong usage, 77 cannot run on this machine.
+// `yield --for` returns its command's, 126 and 127 if that cannot be run or is not there.
 #pragma once
 
 #include <string>
@@ -26,7 +27,12 @@ struct UpOptions {
     std::string frontend = "auto";
     int priority = 32767;
     std::uint32_t threads = 0;
-    std::string mode = "copy";
+    std::string mode = "auto";
+    std::string headroom;  ///< empty: chosen for the GPU
+    std::string spill = "auto";
+    std::string vram_max;  ///< empty: no ceiling
+    std::string segment = "128M";
+    std::string swap_rate_max;  ///< empty: no ceiling
     enum class Swapon : std::uint8_t { yes, no } swapon = Swapon::yes;
     enum class Run : std::uint8_t { real, dry } run = Run::real;
 };
@@ -37,6 +43,19 @@ struct StatusOptions {
     std::string name;  ///< empty: all
     Output output = Output::table;
     std::string columns;  ///< comma-separated; empty: the usual ones
+};
+enum class Wait : std::uint8_t { yes, no };
+struct ResizeOptions {
+    std::string name;
+    std::string vram;  ///< an amount, or auto
+    Wait wait = Wait::yes;
+};
+struct YieldOptions {
+    std::string name;
+    std::string vram = "0";  ///< that it may keep
+    enum class End : std::uint8_t { later, now } end = End::later;
+    std::vector<std::string> command;  ///< for as long as it runs; empty: until the end is told
+    Wait wait = Wait::yes;
 };
 struct DoctorOptions {
     Output output = Output::table;
@@ -66,6 +85,8 @@ struct DemoOptions {
 int run_up(const UpOptions& options);
 int run_down(const DownOptions& options);
 int run_status(const StatusOptions& options);
+int run_resize(const ResizeOptions& options);
+int run_yield(const YieldOptions& options);
 int run_doctor(const DoctorOptions& options);
 int run_bench(const BenchOptions& options);
 int run_swap_bench(const BenchOptions& options);

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/device_plan.h"
 #include "cli/launch.h"
 #include "cli/swap_trial.h"
 

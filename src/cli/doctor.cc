@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/device_plan.h"
 #include "cli/launch.h"
 #include "sys/cgroup.h"
 #include "sys/process.h"
@@ -30,6 +31,7 @@ class Examination {
         privileges();
         kernel();
         machine();
+        spill();
         swap_areas();
         swap_settings();
         limits();
@@ -94,6 +96,20 @@ class Examination {
         return fmt::format("{} {} ({}): {} free of {}, driver {}{}", gpu.selector, gpu.name, gpu.pci,
                            format_size(gpu.free), format_size(gpu.total), gpu.driver,
                            gpu.display_attached ? ", display attached" : "");
+    }
+
+    /// The place that `up` takes unless told otherwise.
+    void spill() {
+        if (!is_root()) return;  // only root can write there
+        const std::string place = default_spill_dir();
+        const std::string remedy =
+            fmt::format("Name another place with `up --spill PATH`; without a spill {}", kWithoutSpill);
+        const auto plan = plan_spill({}, DeviceConfig{}.segment);
+        if (!plan) return add(Severity::note, "spill", plan.error().text(), remedy);
+        if (!plan->exists()) return add(Severity::note, "spill", plan->why_none, remedy);
+        add(Severity::ok, "spill",
+            fmt::format("{} has room for {}; a tenth of the disk stays free", place,
+                        format_size(plan->capacity())));
     }
 
     void swap_areas() {

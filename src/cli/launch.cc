@@ -17,67 +17,10 @@
 namespace vramswap {
 namespace {
 
-constexpr int kProbeTimeoutMs = 60'000;  // a failing GPU makes driver calls hang for up to 45 s (Xid 119)
 constexpr int kCallTimeoutMs = 10'000;
 constexpr int kStopTimeoutMs = 60'000;
 
-const ProbedGpu* find_gpu(const Probe& probe, const std::string& selector) {
-    for (const auto& gpu : probe.gpus)
-        if (gpu.selector == selector) return &gpu;
-    return nullptr;
-}
-
-Result<Bytes> size_for(const std::string& text, const ProbedGpu& gpu) {
-    auto spec = parse_size(text, "--size");
-    if (!spec) return std::move(spec).error();
-    const Bytes size{round_down(spec->of(gpu.free).n, kChunkBytes)};
-    if (size > gpu.total)
-        return Error{
-            Errc::usage, 0,
-            fmt::format("--size {} is more than GPU {} has ({})", text, gpu.selector, format_size(gpu.total)),
-            "Without a spill a device cannot be larger than the GPU's memory"};
-    if (size > gpu.free)
-        return Error{Errc::no_memory, 0,
-                     fmt::format("--size {} is more than is free on GPU {} now ({} of {})", text,
-                                 gpu.selector, format_size(gpu.free), format_size(gpu.total)),
-                     "Choose a smaller size, or end what uses the GPU"};
-    constexpr Bytes kSizeMin = mib(16);
-    if (size < kSizeMin)
-        return Error{Errc::usage, 0,
-                     fmt::format("--size {} gives {}, less than the {} that make sense", text,
-                                 format_size(size), format_size(kSizeMin))};
-    return size;
-}
-
 }  // namespace
-
-Result<Probe> probe_machine(const std::string& gpu, AllowSim sim, const std::string& frontend) {
-    auto text = run_self(
-        {"internal-probe", gpu, sim == AllowSim::as_fallback ? "sim-allowed" : "sim-never", frontend},
-        kProbeTimeoutMs);
-    if (!text) return std::move(text).error().in("cannot look for GPUs");
-    return parse_probe(*text);
-}
-
-Result<DevicePlan> plan_device(const DeviceWish& wish, AllowSim sim) {
-    if (auto fine = check_name(wish.name); !fine) return std::move(fine).error();
-    if (auto fine = parse_size(wish.size, "--size"); !fine) return std::move(fine).error();
-    auto probe = probe_machine(wish.gpu, sim, wish.frontend);
-    if (!probe) return std::move(probe).error();
-    const ProbedGpu* gpu = find_gpu(*probe, probe->selected_gpu);
-    if (gpu == nullptr || probe->selected_frontend.empty()) return probe->problem;
-    auto size = size_for(wish.size, *gpu);
-    if (!size) return std::move(size).error();
-    DevicePlan plan;
-    plan.gpu = *gpu;
-    plan.config.name = wish.name;
-    plan.config.size = *size;
-    plan.config.gpu = gpu->selector;
-    plan.config.frontend = probe->selected_frontend;
-    plan.config.threads = wish.threads;
-    plan.config.mode = wish.mode;
-    return plan;
-}
 
 Result<RunningDevice> launch_device(const DeviceConfig& config) {
     auto config_fd = text_in_memfd("vramswap-config", to_json(config));
@@ -142,13 +85,28 @@ Result<void> stop_swapping(const std::string& device) {
     return swap_off(device);
 }
 
+Result<DeviceStatus> serving_device(const std::string& name) {
+    if (auto fine = check_name(name); !fine) return std::move(fine).error();
+    auto status = device_status(name);
+    if (!status || status->state == "serving" || status->state == "armed") return status;
+    return Error{Errc::failed, 0, fmt::format("device {} is {}: nobody can be asked", name, status->state),
+                 status->problem};
+}
+
+Result<DeviceStatus> ask_device(const std::string& name, const ControlRequest& request) {
+    auto answer = control_call(device_dir(name).socket(), to_json(request), kCallTimeoutMs);
+    if (!answer) return std::move(answer).error();
+    return parse_device_status(*answer);
+}
+
 Result<void> remove_device(const std::string& name) {
     const DeviceDir dir = device_dir(name);
     if (!is_held(dir)) {
         remove_dir(dir);
         return {};
     }
-    auto answer = control_call(dir.socket(), R"({"op":"stop"})", kStopTimeoutMs);
+    auto answer =
+        control_call(dir.socket(), to_json(ControlRequest{ControlRequest::Op::stop}), kStopTimeoutMs);
     if (!answer && answer.error().code != Errc::not_found) return std::move(answer).error();
     if (!answer) {  // the worker is dead: end its guardian
         auto status = device_status(name);
@@ -165,7 +123,7 @@ Result<DeviceStatus> device_status(const std::string& name) {
     const DeviceDir dir = device_dir(name);
     const bool held = is_held(dir);
     Result<std::string> text = Error{Errc::not_found, 0, "not running"};
-    if (held) text = control_call(dir.socket(), R"({"op":"status"})", kCallTimeoutMs);
+    if (held) text = control_call(dir.socket(), to_json(ControlRequest{}), kCallTimeoutMs);
     if (!text) text = read_small_file(dir.state());
     auto status = text ? parse_device_status(*text) : Result<DeviceStatus>(Error{});
     if (!status) {

@@ -7,30 +7,12 @@
 #include <string>
 
 #include "base/result.h"
+#include "ctl/control_request.h"
 #include "ctl/messages.h"
 #include "sys/proc.h"
 #include "sys/swap_area.h"
 
 namespace vramswap {
-
-enum class AllowSim : std::uint8_t { only_by_name, as_fallback };
-
-/// Asks a process of its own what GPUs and frontends there are, and which fit the wishes. Errors: failed;
-/// that nothing fits is told in the Probe.
-Result<Probe> probe_machine(const std::string& gpu, AllowSim sim, const std::string& frontend);
-
-struct DeviceWish {
-    std::string name, size, gpu, frontend;
-    std::uint32_t threads = 0;
-    std::string mode = "copy";
-};
-/// The plan for a wish. Errors: usage (bad name or size, larger than the GPU), unavailable, no_memory (larger
-/// than what is free now).
-struct DevicePlan {
-    DeviceConfig config;
-    ProbedGpu gpu;
-};
-Result<DevicePlan> plan_device(const DeviceWish& wish, AllowSim sim);
 
 /// Starts guardian and worker and waits until the block device exists. Errors: exists, and whatever the
 /// worker met; then nothing stays behind.
@@ -50,6 +32,12 @@ Result<void> start_swapping(const std::string& path, const std::string& label, c
 /// which may take minutes. Nothing to do if `device` is no swap area. Errors: no_memory, failed; the area
 /// stays in use then.
 Result<void> stop_swapping(const std::string& device);
+
+/// A device that serves, to be asked for something. Errors: usage (no name), not_found, failed (its worker
+/// does not serve).
+Result<DeviceStatus> serving_device(const std::string& name);
+/// Asks its worker; what it answers is its status. Errors: the worker's, or that it did not answer.
+Result<DeviceStatus> ask_device(const std::string& name, const ControlRequest& request);
 
 /// Ends worker and guardian of a device that is no swap area; also cleans up after dead ones. Errors: busy,
 /// failed.

@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/launch.h"
+#include "cli/spill_plan.h"
 #include "cli/table.h"
 #include "ctl/runtime_dir.h"
 
@@ -32,6 +33,9 @@ const std::vector<StatusColumn>& all_columns() {
          [](S s) { return s.swap ? format_size(s.swap_used) : std::string("-"); }},
         {"STORED", "pages that the store holds", Align::right, [](S s) { return format_size(s.stored); }},
         {"VRAM", "taken from the GPU now", Align::right, [](S s) { return format_size(s.vram); }},
+        {"TARGET", "VRAM that it is to hold", Align::right, [](S s) { return format_size(s.vram_target); }},
+        {"SPILL", "on disk instead; - without a spill", Align::right,
+         [](S s) { return s.spill_capacity.n == 0 ? std::string("-") : format_size(s.spilled); }},
         {"RAM", "spent in all: tables, stage, buffers, GPU driver", Align::right,
          [](S s) { return format_size(s.ram); }},
         {"PRIO", "swap priority", Align::right,
@@ -40,6 +44,7 @@ const std::vector<StatusColumn>& all_columns() {
         {"DEVICE", "block device", Align::left, [](S s) { return s.device; }},
         {"GPU", "GPU", Align::left, [](S s) { return s.gpu; }},
         {"MODE", "how small copies are made: copy, turbo", Align::left, [](S s) { return s.mode; }},
+        {"WHY", "why it is to hold so much VRAM", Align::left, [](S s) { return s.reason; }},
         {"READ", "read by the kernel", Align::right,
          [](S s) { return format_size({s.pages_read * kPageBytes}); }},
         {"WRITTEN", "written by the kernel", Align::right,
@@ -51,7 +56,7 @@ const std::vector<StatusColumn>& all_columns() {
     return columns;
 }
 
-constexpr const char* kUsualColumns = "NAME,STATE,SIZE,USED,VRAM,RAM,PRIO,FRONTEND,DEVICE,GPU";
+constexpr const char* kUsualColumns = "NAME,STATE,SIZE,USED,VRAM,SPILL,RAM,PRIO,FRONTEND,DEVICE,GPU";
 
 Result<std::vector<const StatusColumn*>> choose_columns(const std::string& wanted) {
     std::vector<const StatusColumn*> chosen;
@@ -86,8 +91,17 @@ void print_table(const std::vector<DeviceStatus>& devices, const std::vector<con
         rows.push_back(std::move(row));
     }
     if (!rows.empty()) fmt::print("{}", format_table(columns, rows));
-    for (const auto& d : devices)
-        if (!d.problem.empty()) fmt::print(stderr, "{}: {}\n", d.name, d.problem);
+}
+
+/// What the figures do not show. That there is no spill is no news to who asks for certain columns.
+void print_problems(const std::vector<DeviceStatus>& devices, const StatusOptions& options) {
+    for (const auto& d : devices) {
+        for (const std::string& problem : {d.problem, d.spill_problem})
+            if (!problem.empty()) fmt::print(stderr, "{}: {}\n", d.name, problem);
+        const bool serves = d.state == "serving" || d.state == "armed";
+        if (options.columns.empty() && serves && d.spill_capacity.n == 0 && d.spill_problem.empty())
+            fmt::print(stderr, "{}: no spill: {}\n", d.name, kWithoutSpill);
+    }
 }
 
 }  // namespace
@@ -107,6 +121,7 @@ int run_status(const StatusOptions& options) {
     }
     if (options.output == Output::table) {
         print_table(devices, *columns);
+        print_problems(devices, options);
         return kExitDone;
     }
     auto list = nlohmann::json::array();

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "cli/device_plan.h"
 #include "cli/launch.h"
 #include "sys/swap_area.h"
 

@@ -77,6 +77,7 @@ void fields(S& s, Visit visit) {
     visit("flush_errors", s.flush_errors);
     visit("staged_bytes", s.staged);
     visit("vram_target_bytes", s.vram_target);
+    visit("segment_bytes", s.segment);
     visit("spilled_bytes", s.spilled);
     visit("spill_capacity_bytes", s.spill_capacity);
     visit("spill_on_disk_bytes", s.spill_on_disk);
@@ -245,6 +246,27 @@ Result<Probe> parse_probe(std::string_view text) {
         j.at("selected_frontend").get_to(p.selected_frontend);
         read_error(j.at("problem"), p.problem);
         return p;
+    });
+}
+
+std::string to_json(const ProbedSpill& spill) {
+    return Json{{"path", spill.path},
+                {"is_device", spill.is_device},
+                {"room_bytes", spill.room.n},
+                {"remark", spill.remark},
+                {"problem", error_object(spill.problem)}}
+        .dump();
+}
+
+Result<ProbedSpill> parse_probed_spill(std::string_view text) {
+    return guarded(text, "what the probe found of a spill", [](const Json& j) {
+        ProbedSpill spill;
+        j.at("path").get_to(spill.path);
+        j.at("is_device").get_to(spill.is_device);
+        j.at("room_bytes").get_to(spill.room.n);
+        j.at("remark").get_to(spill.remark);
+        read_error(j.at("problem"), spill.problem);
+        return spill;
     });
 }
 

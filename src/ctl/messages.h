@@ -61,6 +61,7 @@ struct DeviceStatus {
     // Where chunks are, and how they move.
     Bytes staged{};                   ///< images of the stage in use
     Bytes vram_target{};              ///< what the policy wants of VRAM
+    Bytes segment{};                  ///< VRAM is taken and given back in pieces of this; 0: not told
     Bytes spilled{};                  ///< chunks whose home is the spill
     Bytes spill_capacity{};           ///< 0: there is no spill
     Bytes spill_on_disk{};            ///< taken from the disk now
@@ -111,6 +112,17 @@ struct Probe {
 };
 [[nodiscard]] std::string to_json(const Probe& probe);
 [[nodiscard]] Result<Probe> parse_probe(std::string_view text);
+
+/// What a place could do as a spill, as a process of its own found it.
+struct ProbedSpill {
+    std::string path;
+    bool is_device = false;
+    Bytes room{};        ///< that a spill could have there now; a tenth of a disk stays free
+    std::string remark;  ///< what users should know though it works
+    Error problem{};     ///< why it is not fit; message empty if it is
+};
+[[nodiscard]] std::string to_json(const ProbedSpill& spill);
+[[nodiscard]] Result<ProbedSpill> parse_probed_spill(std::string_view text);
 
 /// What `bench` asks the process that measures.
 struct BenchRequest {

@@ -20,6 +20,7 @@ int main(int argc, char** argv) {
     if (role == kGuardianRole) return run_guardian();
     if (role == kWorkerRole) return run_worker();
     if (role == kProbeRole) return run_probe(rest());
+    if (role == kSpillProbeRole) return run_spill_probe(rest());
     if (role == kBenchRole) return run_store_bench(rest());
     return run_command(argc, argv);
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The probe: finds GPUs and frontends in a process of its own, so that commands load no GPU library and
 // survive one that crashes or hangs.
+#include <fmt/format.h>
+
 #include <cstdio>
 
 #include "ctl/messages.h"
@@ -39,10 +41,19 @@ ProbedGpu to_message(const GpuInfo& g) {
     return m;
 }
 
+/// Whether a GPU has mode turbo is known only when it is open: its driver has to take our kernel.
+Result<void> check_turbo(std::vector<DriverEntry>& drivers, const GpuInfo& gpu) {
+    const auto backend = open_gpu(drivers, gpu);
+    if (!backend) return backend.error();
+    if ((*backend)->caps().turbo) return {};
+    return Error{Errc::unavailable, 0, fmt::format("mode turbo is not available on {}", gpu.name),
+                 "Use mode copy. Turbo needs CUDA and a GPU from Maxwell on"};
+}
+
 }  // namespace
 
 int run_probe(const std::vector<std::string>& arguments) {
-    if (arguments.size() != 3) return 2;
+    if (arguments.size() != 4) return 2;
     const SimFallback sim = arguments[1] == "sim-allowed" ? SimFallback::allowed : SimFallback::never;
     auto drivers = all_drivers();
     const auto reports = survey(drivers);
@@ -60,6 +71,8 @@ int run_probe(const std::vector<std::string>& arguments) {
         probe.problem = gpu.error();
     else if (!frontend)
         probe.problem = frontend.error();
+    else if (arguments[3] == "open-gpu")
+        if (auto turbo = check_turbo(drivers, *gpu); !turbo) probe.problem = turbo.error();
     std::puts(to_json(probe).c_str());
     return 0;
 }

@@ -12,6 +12,7 @@ namespace vramswap {
 inline constexpr const char* kGuardianRole = "internal-guardian";
 inline constexpr const char* kWorkerRole = "internal-worker";
 inline constexpr const char* kProbeRole = "internal-probe";
+inline constexpr const char* kSpillProbeRole = "internal-probe-spill";
 inline constexpr const char* kBenchRole = "internal-bench";
 
 /// Descriptors: 3 the held lock of the runtime directory, 4 a pipe for one line about success or failure, 5
@@ -20,8 +21,11 @@ int run_guardian();
 /// Descriptors: 3 the link to the guardian, 4 the configuration, 5 the lock, held as long as one of both
 /// lives.
 int run_worker();
-/// Prints a Probe as JSON. Arguments: GPU wanted, "sim-allowed" or "sim-never", frontend wanted.
+/// Prints a Probe as JSON. Arguments: GPU wanted, "sim-allowed" or "sim-never", frontend wanted; "open-gpu" to
+/// see whether it has mode turbo, or "leave-gpu".
 int run_probe(const std::vector<std::string>& arguments);
+/// Prints a ProbedSpill as JSON. Argument: a directory or block device.
+int run_spill_probe(const std::vector<std::string>& arguments);
 /// Prints bench results as JSON. Argument: a BenchRequest as JSON.
 int run_store_bench(const std::vector<std::string>& arguments);
 

@@ -112,7 +112,9 @@ class SystemTest(unittest.TestCase):
         self.scratch = tempfile.mkdtemp(prefix="vramswap-test-")
         self.addCleanup(shutil.rmtree, self.scratch, ignore_errors=True)
         self.runtime = os.path.join(self.scratch, "run")
-        self.environment = dict(os.environ, VRAMSWAP_RUNTIME_DIR=self.runtime, VRAMSWAP_SIM="total=2G")
+        self.state = os.path.join(self.scratch, "state")
+        self.environment = dict(os.environ, VRAMSWAP_RUNTIME_DIR=self.runtime, VRAMSWAP_STATE_DIR=self.state,
+                                VRAMSWAP_SIM="total=2G")
         self.environment.pop("JOURNAL_STREAM", None)
         self.before = machine_state()
         self.addCleanup(self.leave_no_trace)

@@ -40,7 +40,9 @@ class Commands(SystemTest):
 
     def test_mode_turbo_where_the_gpu_has_none(self):
         self.environment["VRAMSWAP_SIM"] = "total=2G,turbo=0"
-        self.assert_told(self.up("t0", "--mode", "turbo", status=77), "turbo", "simulated GPU", "Use mode copy")
+        for more in ((), ("--dry-run",)):
+            done = self.up("t0", "--mode", "turbo", *more, status=77)
+            self.assert_told(done, "turbo", "simulated GPU", "Use mode copy")
         self.assertIsNone(self.status())
 
     def test_down_without_a_name(self):
@@ -143,7 +145,8 @@ class BadInput(SystemTest):
     def test_not_root(self):
         os.chmod(self.scratch, 0o755)  # the build folder may lie where nobody else can go
         binary = shutil.copy(BINARY, self.scratch)
-        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["demo"], ["bench", "--swap"]):
+        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["demo"], ["bench", "--swap"],
+                        ["resize", "x", "1G"], ["yield", "x"]):
             done = subprocess.run([binary, *command], env=self.environment, capture_output=True, text=True,
                                   timeout=COMMAND_TIMEOUT_S, check=False, cwd="/", user=65534, group=65534,
                                   extra_groups=[])
@@ -159,7 +162,8 @@ class BadInput(SystemTest):
     def test_bad_sizes(self):
         for size, word in (("0", "zero"), ("150%", "more than 100%"), ("-1G", "negative"), ("1X", "suffix"),
                            ("many", "not a size"), ("100G", "more than GPU sim:0 has (2G)"), ("1M", "less than")):
-            self.assert_told(self.vramswap("up", "--gpu", "sim", f"--size={size}", status=2), size, word)
+            done = self.vramswap("up", "--gpu", "sim", "--spill", "none", f"--size={size}", status=2)
+            self.assert_told(done, size, word)
 
     def test_bad_names(self):
         for name in ("../x", "a/b", "x" * 33, ".hidden"):
@@ -175,7 +179,7 @@ class BadInput(SystemTest):
 
     def test_gpu_full(self):
         self.environment["VRAMSWAP_SIM"] = "total=1G,taken_mib=900"
-        self.assert_told(self.up(size="512M", status=1), "512M", "free", "124M of 1G", "smaller")
+        self.assert_told(self.up("t0", "--spill", "none", size="512M", status=1), "512M", "free", "124M of 1G", "smaller")
 
     def test_libcuda_missing(self):
         done = self.vramswap("up", "--gpu", "cuda:0", status=None)

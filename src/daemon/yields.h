@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// Yields: who wants how much VRAM given back, by `vramswap yield`. One yield by hand, which lasts until it is
+// ended, and one for each process that holds one, which ends with that process: a command that was killed
+// leaves no VRAM yielded. The least counts. Owned by the worker, control thread only; nothing blocks.
+#pragma once
+
+#include <sys/types.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "base/units.h"
+#include "sys/process_end.h"
+
+namespace vramswap {
+
+class Yields {
+  public:
+    /// Each takes a descriptor.
+    static constexpr std::size_t kHoldersMax = 64;
+
+    Yields();
+
+    /// No more than `vram`, instead of what the same holder wanted before. Holder 0: by hand. Errors:
+    /// not_found (the process has ended), busy (too many holders), failed.
+    Result<void> begin(Bytes vram, pid_t holder);
+    /// Nothing happens if there is none.
+    void end(pid_t holder);
+    /// Ends those whose process has ended. Call it when fd() is readable, and once a second for processes
+    /// that cannot be polled. True if some were.
+    bool end_of_the_dead();
+
+    /// Readable when a holder has ended; for poll(2). -1: call end_of_the_dead now and then.
+    [[nodiscard]] int fd() const { return epoll_.get(); }
+    /// None: nobody wants anything.
+    [[nodiscard]] std::optional<Bytes> vram_max() const;
+    /// "yield", "yield 2G", "yield for process 4711": the one that counts; empty if there is none.
+    [[nodiscard]] std::string text() const;
+
+  private:
+    struct Yield {
+        Bytes vram{};
+        pid_t holder = 0;
+        std::optional<ProcessEnd> process{};  ///< of the holder; none by hand
+    };
+    [[nodiscard]] const Yield* least() const;
+    Result<void> add(Bytes vram, pid_t holder);
+
+    UniqueFd epoll_;
+    std::vector<Yield> yields_;
+};
+
+}  // namespace vramswap
