@@ -134,7 +134,7 @@ int tell_processes(std::vector<Row> list, unsigned* count, NvmlProcessV1* to) {
 std::vector<Row> compute_rows() {
     std::vector<Row> list = rows("FAKE_NVML_COMPUTE");
     if (setting("FAKE_NVML_ALIEN", 0) == 0)
-        list.push_back({static_cast<std::uint64_t>(::getpid()), std::uint64_t{100} << 20, 0});
+        list.insert(list.begin(), {static_cast<std::uint64_t>(::getpid()), std::uint64_t{100} << 20, 0});
     return list;
 }
 
