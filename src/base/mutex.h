@@ -3,7 +3,10 @@
 // macros are empty for GCC; the preset `clang` turns every violation into an error.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 
 #if defined(__clang__)
@@ -50,6 +53,14 @@ class CondVar {
     void wait(Mutex& mutex) VS_REQUIRES(mutex) {
         std::unique_lock<std::mutex> held(mutex.mutex_, std::adopt_lock);
         cond_.wait(held);
+        held.release();
+    }
+    /// For so long at most; returns early for no reason, too.
+    void wait_for(Mutex& mutex, std::uint64_t ns) VS_REQUIRES(mutex) {
+        std::unique_lock<std::mutex> held(mutex.mutex_, std::adopt_lock);
+        // More than a day is as good as for ever, and does not overflow.
+        constexpr std::uint64_t kMaxNs = 86'400'000'000'000;
+        cond_.wait_for(held, std::chrono::nanoseconds(std::min(ns, kMaxNs)));
         held.release();
     }
     void notify_all() { cond_.notify_all(); }

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 namespace vramswap {
 
 std::string_view to_string(EngineMode mode) {
@@ -98,6 +100,32 @@ Result<std::unique_ptr<TransferQueue>> Backend::make_queue() {
 
 Result<MemoryInfo> Backend::memory_info() {
     return do_memory_info();
+}
+
+namespace {
+/// Of all; none if one of them is not told.
+std::optional<Bytes> memory_of(const std::vector<GpuUser>& users) {
+    Bytes sum{};
+    for (const GpuUser& user : users) {
+        if (!user.memory) return {};
+        sum = sum + *user.memory;
+    }
+    return sum;
+}
+}  // namespace
+
+Result<GpuUsage> Backend::usage(UsageParts parts) {
+    constexpr std::uint32_t kAll = 100;
+    Result<GpuUsage> usage = do_usage(parts);
+    if (!usage) return usage;
+    for (auto* percent : {&usage->others_sm_percent, &usage->others_memory_percent})
+        if (*percent) *percent = std::min(**percent, kAll);
+    if (!usage->users) return usage;
+    std::ranges::sort(*usage->users, [](const GpuUser& a, const GpuUser& b) {
+        return a.memory != b.memory ? a.memory > b.memory : a.pid < b.pid;
+    });
+    usage->others_memory = memory_of(*usage->users);
+    return usage;
 }
 
 }  // namespace vramswap

@@ -4,15 +4,19 @@
 // counts; the protected do_* may rely on that (non-virtual interface).
 //
 // Threads: Driver and Backend are called by control threads only (they make GPU driver calls that allocate
-// and block). A TransferQueue belongs to one thread at a time; submit and poll never allocate, never block
-// and make no ioctl once the queue has been warmed up by its maker.
+// and block); memory_info and usage by a monitor thread, too, beside them. A TransferQueue belongs to one
+// thread at a time; submit and poll never allocate, never block and make no ioctl once the queue has been
+// warmed up by its maker.
 #pragma once
+
+#include <sys/types.h>
 
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -46,6 +50,29 @@ struct GpuInfo {
 struct MemoryInfo {
     Bytes total{};
     Bytes free{};  ///< of the whole GPU, as all processes see it
+};
+
+/// A process on the GPU, but this one.
+struct GpuUser {
+    pid_t pid = 0;
+    std::optional<Bytes> memory{};  ///< none: not told
+    bool operator==(const GpuUser&) const = default;
+};
+
+/// What others do on a GPU. What could not be found out is absent, never guessed.
+struct GpuUsage {
+    std::optional<std::vector<GpuUser>> users{};  ///< most memory first; only if asked for
+    std::optional<Bytes> others_memory{};         ///< of all users
+    /// Of the last sixth of a second to second, with a kernel of others running. Copies are none, whoever
+    /// makes them.
+    std::optional<std::uint32_t> others_sm_percent{};
+    /// Of the same, with others reading or writing VRAM. Known only where the driver tells it by process: our
+    /// copies count.
+    std::optional<std::uint32_t> others_memory_percent{};
+};
+enum class UsageParts : std::uint8_t {
+    activity,            ///< per cents of the time: some us
+    activity_and_users,  ///< and the users: milliseconds in which other programs' allocations wait
 };
 
 enum class Health : std::uint8_t {
@@ -162,8 +189,13 @@ class Backend {
     /// A queue whose every operation has been run once (warmed up), ready for the armed state.
     Result<std::unique_ptr<TransferQueue>> make_queue();
 
-    /// Of the whole GPU, now. Costs some 10 us.
+    /// Of the whole GPU, now. Costs some 10 us, at times much more: the driver answers one at a time, and
+    /// seconds late, or never, when the GPU fails. 20 times a second harm nobody. Errors: unavailable,
+    /// gpu_lost.
     Result<MemoryInfo> memory_info();
+    /// What others do on the GPU; activity four times a second at most, users twice a second, and not for
+    /// long. May hang as memory_info. Errors: unavailable (nothing of it can be told), gpu_lost.
+    Result<GpuUsage> usage(UsageParts parts);
     /// Last known; never blocks, any thread.
     [[nodiscard]] Health health() const { return health_.load(std::memory_order_relaxed); }
 
@@ -177,6 +209,8 @@ class Backend {
     virtual Result<void> do_unregister(std::span<std::byte> memory) = 0;
     virtual Result<std::unique_ptr<TransferQueue>> do_make_queue() = 0;
     virtual Result<MemoryInfo> do_memory_info() = 0;
+    /// Without others_memory; users in any order.
+    virtual Result<GpuUsage> do_usage(UsageParts parts) = 0;
     [[nodiscard]] virtual bool do_has_segment(SegmentId segment) const = 0;
     /// Never back from worse to better. Any thread.
     void set_health(Health health) {

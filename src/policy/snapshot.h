@@ -33,7 +33,7 @@ struct Snapshot {
     bool display = false;                                  ///< a display is attached
 
     // The device.
-    Bytes stored{};               ///< what it has to keep, wherever that is
+    Bytes stored{};               ///< chunks that it has to keep, wherever: whole ones, as they take slots
     Bytes spill_room{};           ///< of `stored`, what is in the spill or would fit into it; 0 without one
     std::uint64_t move_rate = 0;  ///< bytes/s at which VRAM was emptied lately; 0: not measured
     std::uint64_t pages_in_per_s = 0;

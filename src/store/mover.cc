@@ -115,6 +115,7 @@ std::uint64_t Mover::step(std::uint64_t now) {
     blocked_ = short_of_credit_ = false;
     for (std::uint32_t gpu = 0; gpu < parts_.gpus; ++gpu) adjust_segments(gpu);
     if (parts_.spill != nullptr) {
+        look_at_spill(now);
         carry_images(now);
         free_clean_images();
     }
@@ -229,12 +230,22 @@ void Mover::carry_images(std::uint64_t now) {
             has_room(gpu) ? moves_->begin_back({plus_one - 1}, gpu) : moves_->begin_flush(i);
         if (begun != Moves::Begun::yes) images_due_at_ = std::min(images_due_at_, now + kLookAgainNs);
     }
-    // A disk that fails is asked again after a pause that grows to a second.
+}
+
+/// A disk that fails is asked again after a pause that grows to a second: the next write is the trial, and one
+/// more failure refuses again.
+void Mover::look_at_spill(std::uint64_t now) {
     constexpr std::uint64_t kPauseNs = 1'000'000;
-    if (const std::uint64_t failures = moves_->spill_failures_in_row(); failures == 0)
-        spill_not_before_ = 0;
-    else if (spill_not_before_ <= now)
+    const std::uint64_t failures = moves_->spill_failures_in_row();
+    if (failures == 0) spill_not_before_ = 0;
+    if (failures > spill_failures_)
         spill_not_before_ = now + (kPauseNs << std::min<std::uint64_t>(failures, 10));
+    spill_failures_ = failures;
+    if (!parts_.refuse_spill_writes.load()) return;
+    if (now >= spill_not_before_)
+        parts_.refuse_spill_writes.store(false);
+    else
+        blocked_ = true;
 }
 
 void Mover::free_clean_images() {
@@ -337,7 +348,7 @@ Mover::Going Mover::move_out(std::uint32_t gpu) {
     std::uint32_t to = gpu;  // another GPU, if one has room
     for (std::uint32_t other = 0; other < parts_.gpus; ++other)
         if (other != gpu && has_room(other)) to = other;
-    if (to == gpu && (parts_.spill == nullptr || parts_.refuse_spill_writes.load())) return Going::blocked;
+    if (to == gpu && (parts_.spill == nullptr || now_ns_ < spill_not_before_)) return Going::blocked;
     // Room for new pages is made at once; what is given back to others, as fast as the policy says.
     const bool given_back = used > capacity(gpu);
     if (given_back && !may_spend()) {

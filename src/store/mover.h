@@ -54,6 +54,8 @@ class Mover final : public Carrier {
     }
 
     [[nodiscard]] const MoveCounters& counters() const { return moves_->counters(); }
+    /// Some chunks are on their way. For a test that runs no thread.
+    [[nodiscard]] bool is_moving() const { return moves_->in_flight() != 0; }
     /// Nothing is dirty in images of spilled chunks. Any thread.
     [[nodiscard]] bool anything_dirty() const;
     /// While set, images of spilled chunks are written and freed at once. Any thread.
@@ -82,6 +84,7 @@ class Mover final : public Carrier {
     [[nodiscard]] std::uint64_t limit(std::uint32_t gpu) const;
     [[nodiscard]] bool is_tight() const;
 
+    void look_at_spill(std::uint64_t now);
     void carry_images(std::uint64_t now);
     void free_clean_images();
     [[nodiscard]] bool has_room(std::uint32_t gpu) const;
@@ -107,8 +110,9 @@ class Mover final : public Carrier {
     bool blocked_ = false;  ///< by something that nobody will kick for
     bool short_of_credit_ = false;
     std::uint64_t images_due_at_ = kNever;
-    std::uint64_t now_ns_ = 0;  ///< of the step
-    std::uint64_t spill_not_before_ = 0;
+    std::uint64_t now_ns_ = 0;            ///< of the step
+    std::uint64_t spill_failures_ = 0;    ///< in a row, as last seen
+    std::uint64_t spill_not_before_ = 0;  ///< no write to the spill is begun
 
     // Self-synchronised.
     std::atomic<std::uint64_t> rate_{kNoLimit};

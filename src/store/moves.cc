@@ -386,7 +386,9 @@ void Moves::fail(Move& move) {
 void Moves::give_up(Move& move) {
     counters_.errors.fetch_add(1, std::memory_order_relaxed);
     failed_[next_failed_++ % failed_.size()] = {move.chunk, now_ns_ + kFailedLatelyNs};
-    const bool bad_slot = move.kind == Kind::out && move.phase == Move::Phase::storing;
+    // The first failure may be that place's, those that follow at once are the disk's.
+    const bool bad_slot =
+        move.kind == Kind::out && move.phase == Move::Phase::storing && spill_failures_ == 1;
     release_chunk(move);
     if (move.kind != Kind::out)
         parts_.give_slot(move.to);

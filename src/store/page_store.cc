@@ -323,6 +323,9 @@ void PageStore::grow_as_needed(bool missing) {
                         parts_->spill == nullptr ? ", writes are refused when the segments are full" : "",
                         grown.error().text());
     }
+    // There would be slots, but in segments that are to be given back.
+    for (std::uint32_t gpu = 0; gpu < parts_->gpus; ++gpu)
+        failed = failed || (missing && slots.free_slots() == 0 && slots.closed(gpu) != 0);
     parts_->growth_failed.store(failed);
 }
 

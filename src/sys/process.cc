@@ -228,6 +228,16 @@ Result<TaskStat> read_task_stat(pid_t pid, pid_t tid, const SysRoot& root) {
     return read_stat_file(root.at(fmt::format("/proc/{}/task/{}/stat", pid, tid)));
 }
 
+Result<std::string> read_process_name(pid_t pid, const SysRoot& root) {
+    Result<std::string> name = read_small_file(root.at(fmt::format("/proc/{}/comm", pid)));
+    if (!name) return name;
+    if (name->ends_with('\n')) name->pop_back();
+    // Not beyond ASCII: the kernel may have cut a character in two.
+    std::ranges::replace_if(
+        *name, [](char c) { return c < ' ' || c > '~'; }, '?');
+    return name;
+}
+
 ProcessMemory parse_process_memory(std::string_view text) {
     ProcessMemory memory;
     while (const auto line = next_line(text)) {

@@ -83,6 +83,10 @@ struct TaskStat {
 [[nodiscard]] Result<TaskStat> read_task_stat(pid_t pid, const SysRoot& root = {});
 [[nodiscard]] Result<TaskStat> read_task_stat(pid_t pid, pid_t tid, const SysRoot& root = {});
 
+/// As /proc/PID/comm has it: 15 characters at most, what a program or its user chose. What is not
+/// printable ASCII is replaced by '?'. Errors: not_found.
+[[nodiscard]] Result<std::string> read_process_name(pid_t pid, const SysRoot& root = {});
+
 /// Of /proc/PID/status; a field that the kernel does not print (a zombie has none) is 0.
 struct ProcessMemory {
     Bytes rss{};        ///< VmRSS

@@ -182,6 +182,28 @@ TEST_F(BackendContract, TellsWhatItIs) {
     EXPECT_GT(memory->free.n, 0u);
 }
 
+/// Not where NVML is missing or does not tell.
+TEST_F(BackendContract, TellsWhatOthersDoWithoutItself) {
+    const auto all = gpu().usage(UsageParts::activity_and_users);
+    if (!all) GTEST_SKIP() << all.error().text();
+    EXPECT_LE(all->others_sm_percent.value_or(0), 100u);
+    EXPECT_LE(all->others_memory_percent.value_or(0), 100u);
+    if (all->users) {
+        Bytes more{~0ull};
+        for (const GpuUser& user : *all->users) {
+            EXPECT_GT(user.pid, 0);
+            EXPECT_NE(user.pid, ::getpid());
+            EXPECT_LE(user.memory.value_or(Bytes{0}), more) << "most memory first";
+            more = user.memory.value_or(Bytes{0});
+        }
+    }
+    EXPECT_LE(all->others_memory.value_or(Bytes{0}), gpu().memory_info()->total);
+    const auto activity = gpu().usage(UsageParts::activity);
+    if (activity) {
+        EXPECT_FALSE(activity->users || activity->others_memory);
+    }
+}
+
 // ---- segments ----
 
 TEST_F(BackendContract, AllocatesMultiplesOfItsGranularity) {

@@ -2,8 +2,9 @@
 // The store against a std::map of pages: seeded operations and faults, checked both ways. What was
 // acknowledged is read back, what was not written is zeros, and a request waits or fails only if something
 // explains it. Requests are in flight several at a time; costs of copies differ, so that images are sent in
-// every way. What happened over all seeds is counted, and each kind must have. Everything runs in one thread
-// under a made-up clock, so a seed does the same each time:
+// every way. Half of the seeds have a spill, and in most the VRAM that may be held changes all the time, so
+// that chunks are on the move. What happened over all seeds is counted, and each kind must have. Everything
+// runs in one thread under a made-up clock, so a seed does the same each time:
 //     VRAMSWAP_SEED_FIRST=42 VRAMSWAP_SEEDS=1 store_model
 // At the end of the file, threads do the same at random speed; see there what is checked.
 #include <fmt/format.h>
@@ -22,6 +23,7 @@
 
 #include "base/log.h"
 #include "support/sim_store.h"
+#include "support/stepped_disk.h"
 
 namespace vramswap {
 namespace {
@@ -34,6 +36,7 @@ using test::HostMemory;
 using test::page_named_by;
 using test::Random;
 using test::SimGpu;
+using test::SteppedSpill;
 using test::SteppedStore;
 using test::take_event;
 
@@ -148,6 +151,8 @@ struct Coverage {
                   writes_overtaken = 0;
     std::uint64_t large_writes_retried = 0, writes_retried = 0, reads_retried = 0, discards_retried = 0;
     std::uint64_t reads_overtaken = 0, reads_failed = 0, reads_lost = 0, no_space = 0, refused = 0;
+    std::uint64_t moved_out = 0, moved_back = 0, moved_within = 0, pages_read_spill = 0,
+                  pages_written_spill = 0, move_errors = 0, without_vram = 0;
 
     void add(const StoreStats& stats) {
         direct_pages += stats.pages_written_direct;
@@ -155,6 +160,12 @@ struct Coverage {
         completed_images += stats.images_completed;
         flush_errors += stats.flush_errors;
         reread_pages += stats.reread_pages;
+        moved_out += stats.moved_out.n / kPageBytes;
+        moved_back += stats.moved_back.n / kPageBytes;
+        moved_within += stats.moved_within.n / kChunkBytes;
+        pages_read_spill += stats.pages_read_spill;
+        pages_written_spill += stats.pages_written_spill;
+        move_errors += stats.move_errors;
     }
     /// Each by its name.
     [[nodiscard]] std::vector<std::pair<std::string, std::uint64_t>> all() const {
@@ -177,7 +188,14 @@ struct Coverage {
                 {"reads failed", reads_failed},
                 {"reads of lost pages", reads_lost},
                 {"writes without room", no_space},
-                {"writes refused", refused}};
+                {"writes refused", refused},
+                {"pages moved out", moved_out},
+                {"pages moved back", moved_back},
+                {"chunks moved within the GPU", moved_within},
+                {"pages read from the spill", pages_read_spill},
+                {"pages flushed to the spill", pages_written_spill},
+                {"moves given up", move_errors},
+                {"times without any VRAM", without_vram}};
     }
 };
 
@@ -207,6 +225,12 @@ CopyCosts random_costs(Random& random) {
     }
 }
 
+/// Half of the seeds have a spill; some of these are too small for everything.
+std::unique_ptr<SteppedSpill> random_spill(Random& random) {
+    if (random.one_in(2)) return nullptr;
+    return std::make_unique<SteppedSpill>(3 + static_cast<std::uint32_t>(random.below(6)));
+}
+
 /// Half of the seeds have mergers; without threads here, so that each of their steps is chosen.
 std::uint32_t random_mergers(Random& random) {
     return random.one_in(2) ? 0 : 1 + static_cast<std::uint32_t>(random.below(Mergers::kThreadsMax));
@@ -225,10 +249,19 @@ enum class Weather : std::uint64_t {
 /// Arms the faults of a simulated GPU and counts those that happened.
 class FaultBook {
   public:
-    explicit FaultBook(SimFaults& faults) : faults_(faults) {}
+    /// `disk` may be null.
+    FaultBook(SimFaults& faults, test::DiskFaults* disk) : faults_(faults), disk_(disk) {}
 
     void arm_failures(std::uint32_t n) { arm(faults_.fail_copies, n); }
     void arm_corrupt_reads(std::uint32_t n) { arm(faults_.corrupt_reads, n); }
+    void arm_disk_failures(std::uint32_t reads, std::uint32_t writes) {
+        if (disk_ == nullptr) return;
+        arm(disk_->fail_reads, reads);
+        disk_->fail_writes += writes;
+    }
+    void arm_corrupt_disk_reads(std::uint32_t n) {
+        if (disk_ != nullptr) arm(disk_->corrupt_reads, n);
+    }
     void arm_corrupt_writes() { faults_.corrupt_writes = 1; }
     void arm_misplaced_writes() { faults_.misplace_writes = 1; }
     void arm_failed_allocation() {
@@ -241,7 +274,8 @@ class FaultBook {
     }
     /// Failed or corrupted copies so far.
     [[nodiscard]] std::uint64_t happened() const {
-        return armed_ - faults_.fail_copies.load() - faults_.corrupt_reads.load();
+        const std::uint64_t disk = disk_ == nullptr ? 0 : disk_->fail_reads + disk_->corrupt_reads;
+        return armed_ - faults_.fail_copies.load() - faults_.corrupt_reads.load() - disk;
     }
     void clear() {
         armed_ = happened();
@@ -250,6 +284,9 @@ class FaultBook {
             *counter = 0;
         faults_.taken_by_others = 0;
         faults_.hang = faults_.early = false;
+        if (disk_ == nullptr) return;
+        disk_->hang = false;
+        disk_->fail_reads = disk_->fail_writes = disk_->corrupt_reads = 0;
     }
     bool vram_may_be_short = false;  ///< at some time since the start
 
@@ -259,6 +296,7 @@ class FaultBook {
         armed_ += n;
     }
     SimFaults& faults_;
+    test::DiskFaults* const disk_;
     std::uint64_t armed_ = 0;
 };
 
@@ -282,12 +320,16 @@ class SeedRun {
           buffers_(buffers),
           coverage_(coverage),
           gpu_(vram_),
-          book_(gpu_.faults()),
+          spill_(random_spill(random_)),
+          moves_(spill_ != nullptr || random_.one_in(2)),
+          book_(gpu_.faults(), spill_ == nullptr ? nullptr : spill_->faults.get()),
           store_(gpu_,
                  {kDevice,
                   kSegment,
                   kStage,
-                  {.costs = random_costs(random_), .mergers = random_mergers(random_)}},
+                  {.costs = random_costs(random_), .mergers = random_mergers(random_)},
+                  EngineMode::copy,
+                  spill_ == nullptr ? nullptr : spill_->spill.get()},
                  nullptr) {
         book_.vram_may_be_short = vram_ < kVramEnough;
         for (auto& queue : queues_) queue = std::move(*store_->make_queue(kQueueDepth));
@@ -315,6 +357,8 @@ class SeedRun {
     void discard();
     void read();
     void change_weather();
+    void change_disk_weather();
+    void order();
     void step();
     void merge();
     IoStatus submit(Place& place, std::uint32_t q);
@@ -332,6 +376,7 @@ class SeedRun {
     void check_read(Place& read);
     IoStatus read_now(const Range& range);
     void calm_down();
+    [[nodiscard]] bool settle();
     void check_everything();
     void check_rewriting();
     void check_emptiness();
@@ -379,6 +424,8 @@ class SeedRun {
     Buffers& buffers_;
     Coverage& coverage_;
     SimGpu gpu_;
+    const std::unique_ptr<SteppedSpill> spill_;
+    const bool moves_;  ///< VRAM is taken away and given back
     FaultBook book_;
     SteppedStore store_;
     std::array<std::unique_ptr<TargetQueue>, kQueues> queues_;
@@ -389,8 +436,14 @@ class SeedRun {
 };
 
 void SeedRun::operate() {
-    const std::uint64_t what = random_.below(100);
-    if (what < 27)
+    const std::uint64_t what = random_.below(moves_ ? 120 : 100);
+    if (what >= 118)
+        order();
+    else if (what >= 116)
+        change_disk_weather();
+    else if (what >= 100)
+        (void)store_.step_mover();
+    else if (what < 27)
         write(random_range(kRequestPagesMax));
     else if (what < 32)
         scatter();
@@ -476,6 +529,37 @@ void SeedRun::change_weather() {
     }
 }
 
+void SeedRun::change_disk_weather() {
+    if (spill_ == nullptr) return;
+    test::DiskFaults& faults = *spill_->faults;
+    switch (random_.below(weather_ == Weather::calm ? 1 : 4)) {
+        case 0:
+            faults.hang = !faults.hang;
+            break;
+        case 1:
+            book_.arm_disk_failures(static_cast<std::uint32_t>(random_.below(4)), 0);
+            break;
+        case 2:
+            book_.arm_disk_failures(0, static_cast<std::uint32_t>(random_.below(9)));
+            break;
+        default:
+            book_.arm_corrupt_disk_reads(1 + static_cast<std::uint32_t>(random_.below(3)));
+            break;
+    }
+}
+
+/// So much VRAM may be held, from now on.
+void SeedRun::order() {
+    const std::uint64_t segments = random_.below(6);
+    StoreOrder order;
+    order.vram_max = segments == 5 ? Bytes{~0ull} : kSegment * segments;
+    if (random_.one_in(4)) order.move_rate = random_.one_in(2) ? 0 : kChunkBytes;
+    book_.vram_may_be_short = true;
+    store_->obey(0, order);
+    for (std::uint64_t n = random_.below(20); n != 0; --n) (void)store_.step_mover();
+    if (store_->stats().vram.n == 0) ++coverage_.without_vram;
+}
+
 void SeedRun::step() {
     store_.advance(random_.below(3'000'000));
     if (random_.one_in(4))
@@ -536,6 +620,7 @@ void SeedRun::check_retry(const Place& place, std::uint32_t q) {
         ++coverage_.large_writes_retried;
     if (place.is_write() || queues_[q]->in_flight() == kQueueDepth || meets_pending_write(place.range))
         return;
+    if (moves_) return;  // its chunk may be about to leave
     fail("a read was told to retry without need");
 }
 
@@ -543,8 +628,10 @@ void SeedRun::check_retry(const Place& place, std::uint32_t q) {
 bool SeedRun::insist(BlockRequest& request, std::uint32_t q) {
     constexpr int kRoundsMax = 20'000;
     gpu_.faults().hang = false;
+    if (spill_ != nullptr) spill_->faults->hang = false;
     for (int n = 0; n < kRoundsMax && good_; ++n) {
         (void)store_.step();
+        if (moves_) (void)store_.step_mover();
         if (take_event(store_->maintenance_fd())) store_->maintain();
         for (std::uint32_t other = 0; other < kQueues; ++other)
             if (other != q) (void)poll(other, kQueueDepth);
@@ -661,7 +748,8 @@ void SeedRun::check_refusal(IoStatus status) {
     if (status == IoStatus::no_space) ++coverage_.no_space;
     if (status == IoStatus::io_error) ++coverage_.refused;
     if (status == IoStatus::no_space && book_.vram_may_be_short) return;
-    if (status == IoStatus::io_error && weather_ != Weather::calm && store_->stats().writes_are_refused)
+    if (status == IoStatus::io_error && weather_ != Weather::calm &&
+        (store_->stats().writes_are_refused || store_->stats().spill_writes_are_refused))
         return;
     fail(fmt::format("a write was refused without need: {}", to_string(status)));
 }
@@ -724,12 +812,14 @@ void SeedRun::check_stats() {
     if (stats.stored < Bytes{least * kPageBytes} || stats.stored > Bytes{most * kPageBytes})
         fail(fmt::format("{} pages are stored, not {} to {}", stats.stored.n / kPageBytes, least, most));
     if (stats.dirty > stats.staged || stats.staged > kStage) fail("the stage holds more than it can");
-    if (stats.vram > vram_ || stats.vram < kSegment) fail("the segments do not fit");
-    if (stats.stored > stats.vram) fail("more is stored than there is room for");
+    if (stats.vram > vram_ || (stats.vram < kSegment && !moves_)) fail("the segments do not fit");
+    if (stats.stored > stats.vram + stats.spilled) fail("more is stored than there is room for");
 }
 
 void SeedRun::calm_down() {
     book_.clear();
+    if (moves_ && random_.one_in(2)) store_->obey(0, {});  // else what is spilled stays there
+    if (moves_ && !settle()) return fail("the mover never comes to rest");
     for (int n = 0; n < 100 && good_; ++n)  // a read may wait for a write of another queue
         for (std::uint32_t q = 0; q < kQueues; ++q) (void)poll(q, kQueueDepth);
     for (std::uint32_t q = 0; q < kQueues; ++q)
@@ -739,6 +829,17 @@ void SeedRun::calm_down() {
     if (stats.dirty.n != 0 || stats.staged.n != 0) fail("something is left in the stage");
     if (stats.writes_are_refused) fail("writes are refused though the last flush went well");
     check_stats();
+}
+
+/// The mover has done what it can: chunks that are pinned by reads, or do not fit, stay where they are.
+bool SeedRun::settle() {
+    constexpr int kRoundsMax = 20'000;
+    for (int n = 0; n < kRoundsMax; ++n) {
+        for (std::uint32_t q = 0; q < kQueues; ++q) (void)poll(q, kQueueDepth);
+        if (store_.step_mover() == Mover::kNever) return true;
+        if (n > 200 && !store_->mover().is_moving()) return true;
+    }
+    return false;
 }
 
 /// A read at rest; completed() looks whether it is right.
@@ -763,6 +864,7 @@ void SeedRun::check_everything() {
 /// Whatever happened before, all pages that find room can be written and read.
 void SeedRun::check_rewriting() {
     const std::uint64_t chunks_at_once = vram_.n / kChunkBytes;
+    if (moves_) store_->obey(0, {});
     BlockRequest all{BlockRequest::Op::discard, 0, kDevice.n, nullptr, IoStatus::pending, nullptr};
     if (submit_once(all, 0) != IoStatus::ok) return fail("a discard failed");
     for (std::uint64_t p = 0; p < kDevicePages; ++p) set_page(p, 0, true);
@@ -789,8 +891,10 @@ void SeedRun::check_rewriting() {
 void SeedRun::check_emptiness() {
     BlockRequest all{BlockRequest::Op::discard, 0, kDevice.n, nullptr, IoStatus::pending, nullptr};
     if (submit_once(all, 0) != IoStatus::ok) return fail("a discard failed");
+    if (moves_ && !settle()) return fail("the mover never comes to rest");
     store_->maintain();
     const StoreStats stats = store_->stats();
+    if (stats.spilled.n != 0) fail("something is left in the spill");
     if (stats.stored.n != 0 || stats.dirty.n != 0 || stats.staged.n != 0)
         fail("something is left of nothing");
     if (stats.vram != kSegment || gpu_.free() != vram_ - kSegment)
@@ -1056,7 +1160,7 @@ class FaultSource {
 
 /// Maintains, looks at the counters, changes the GPU's ways and stirs in faults.
 void maintain_until(const std::atomic<bool>& stop, PageStore& store, SimFaults& faults,
-                    FaultSource& fault_source) {
+                    FaultSource& fault_source, bool orders) {
     for (std::uint64_t round = 1; !stop.load(); ++round) {
         pollfd event{store.maintenance_fd(), POLLIN, 0};
         (void)::poll(&event, 1, 1);
@@ -1065,31 +1169,51 @@ void maintain_until(const std::atomic<bool>& stop, PageStore& store, SimFaults& 
         faults.early = round % 2 == 0;
         faults.latency_ns = round % 4 < 2 ? 3'000 : 100'000;
         fault_source.stir();
+        if (orders && round % 8 == 0) store.obey(0, {.vram_max = kSegment * (round / 8 % 5)});
     }
 }
 
-class StoreStress : public ::testing::TestWithParam<FlusherConfig> {};
+struct StressShape {
+    FlusherConfig flusher{};
+    bool spill = false;  ///< and less and more VRAM all the time
+};
+class StoreStress : public ::testing::TestWithParam<StressShape> {};
 
 TEST_P(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     const std::uint64_t operations = number_from_env("VRAMSWAP_STRESS_OPERATIONS", 4000);
     log_configure(LogStyle::plain, LogLevel::error, "store_model");
     SimGpu gpu(kVramEnough);
-    SteppedStore store(gpu, {kDevice, kSegment, kStage, GetParam()}, nullptr);
+    std::unique_ptr<Spill> spill;
+    if (GetParam().spill) {
+        SpillConfig config;
+        config.path = "/dev/shm";
+        config.size_max = {kDevice.n + kChunkBytes};
+        spill = std::move(*Spill::open(config));
+    }
+    SteppedStore store(gpu, {kDevice, kSegment, kStage, GetParam().flusher, EngineMode::copy, spill.get()},
+                       nullptr);
     std::vector<std::unique_ptr<StressThread>> clients;
     for (std::uint32_t n = 0; n < kQueues; ++n) clients.push_back(std::make_unique<StressThread>(*store, n));
     ASSERT_TRUE(store->start());
     std::atomic<bool> stop{false};
     FaultSource fault_source(*store, gpu.faults(), clients);
-    std::thread maintainer([&] { maintain_until(stop, *store, gpu.faults(), fault_source); });
+    std::thread maintainer(
+        [&] { maintain_until(stop, *store, gpu.faults(), fault_source, GetParam().spill); });
     std::vector<std::thread> threads;
     for (auto& client : clients) threads.emplace_back([&client, operations] { client->run(operations); });
     for (auto& thread : threads) thread.join();
     stop = true;
     maintainer.join();
     store->flusher().stop();
-    if (GetParam().mergers != 0u) {
+    store->mover().stop();
+    if (GetParam().flusher.mergers != 0u) {
         EXPECT_GT(store->stats().images_completed, 0u);
     }
+    if (GetParam().spill) {
+        EXPECT_GT(store->stats().moved_out.n, 0u);
+        EXPECT_GT(store->stats().moved_back.n, 0u);
+    }
+    store->obey(0, {});
 
     gpu.faults().corrupt_reads = gpu.faults().fail_copies = 0;
     ASSERT_TRUE(store.drain());
@@ -1099,22 +1223,24 @@ TEST_P(StoreStress, ThreadsNeverSeeForeignOrTornPages) {
     auto queue = std::move(*store->make_queue(1));
     BlockRequest all{BlockRequest::Op::discard, 0, kDevice.n, nullptr, IoStatus::pending, nullptr};
     ASSERT_EQ(queue->submit(all), IoStatus::ok);
+    EXPECT_TRUE(store.settle());
     store->maintain();
-    EXPECT_EQ(store->stats().stored + store->stats().staged, Bytes{0});
+    EXPECT_EQ(store->stats().stored + store->stats().staged + store->stats().spilled, Bytes{0});
     EXPECT_EQ(store->stats().vram, kSegment);
 }
 
 constexpr std::uint64_t kStressAgeNs = 50'000;
 
-std::string stress_name(const ::testing::TestParamInfo<FlusherConfig>& at) {
-    constexpr std::array kNames{"InRuns", "Whole", "WholeByMergers"};
+std::string stress_name(const ::testing::TestParamInfo<StressShape>& at) {
+    constexpr std::array kNames{"InRuns", "Whole", "WholeByMergers", "WhileChunksMove"};
     return kNames.at(at.index);
 }
 
 INSTANTIATE_TEST_SUITE_P(FlushesAreSent, StoreStress,
-                         ::testing::Values(FlusherConfig{kStressAgeNs, kSendRuns, 0},
-                                           FlusherConfig{kStressAgeNs, kSendWhole, 0},
-                                           FlusherConfig{kStressAgeNs, kSendWhole, 3}),
+                         ::testing::Values(StressShape{{kStressAgeNs, kSendRuns, 0}},
+                                           StressShape{{kStressAgeNs, kSendWhole, 0}},
+                                           StressShape{{kStressAgeNs, kSendWhole, 3}},
+                                           StressShape{{kStressAgeNs, kSendRuns, 0}, true}),
                          stress_name);
 
 }  // namespace

@@ -20,6 +20,12 @@
 //   FAKE_FAIL_<symbol>=<code>     this call fails
 //   FAKE_NVML_MIG, FAKE_NVML_CC, FAKE_NVML_DISPLAY_ACTIVE, FAKE_NVML_DISPLAY_MODE = 1
 //   FAKE_NVML_FREE=<bytes>        free memory as NVML tells it
+//   FAKE_NVML_SM, FAKE_NVML_MEMORY_USE=<per cent>          of the time, all processes together
+//   FAKE_NVML_SAMPLES=<pid>:<sm>:<memory>,...              the same by process
+//   FAKE_NVML_COMPUTE, _GRAPHICS, _MPS=<pid>:<bytes>,...   processes on the GPU; -1 bytes: not told. This one
+//                                 is in the first list, without being named
+//   FAKE_NVML_ALIEN=1             it is not: the numbers are of another namespace
+//   FAKE_NVML_ENTRY=32            bytes of an entry, as in early builds of R535
 // fake_calls("cuInit") tells how often a function was called. fake_stop_launch() lets the next kernel launch
 // wait inside its call until fake_go_on(), whatever the environment says by then; fake_await_launch() returns
 // when it is there.
@@ -37,6 +43,7 @@
 #include <cstring>
 #include <mutex>
 #include <span>
+#include <vector>
 
 #include "gpu/cuda/cuda_api.h"
 #include "gpu/cuda/nvml_api.h"
@@ -80,6 +87,55 @@ int enter(const char* symbol) {
     char name[96];
     std::snprintf(name, sizeof(name), "FAKE_FAIL_%s", symbol);
     return static_cast<int>(setting(name, 0));
+}
+
+/// "1:2:3,4:5:6" as rows of numbers; empty if the variable is not set.
+using Row = std::array<std::uint64_t, 3>;
+std::vector<Row> rows(const char* name) {
+    std::vector<Row> found;
+    const char* at = std::getenv(name);
+    while (at != nullptr && *at != '\0') {
+        Row& row = found.emplace_back();
+        for (std::uint64_t& number : row) {
+            char* end = nullptr;
+            number = static_cast<std::uint64_t>(std::strtoll(at, &end, 0));
+            at = end;
+            if (*at != ':') break;
+            ++at;
+        }
+        if (*at == ',') ++at;
+    }
+    return found;
+}
+
+/// A list of NVML's: counts what is there, writes what fits.
+template <typename Write>
+int tell_list(const std::vector<Row>& list, unsigned* count, Write write) {
+    const unsigned room = *count;
+    *count = static_cast<unsigned>(list.size());
+    if (room < list.size()) return 7;  // NVML_ERROR_INSUFFICIENT_SIZE
+    for (std::size_t n = 0; n < list.size(); ++n) write(n, list[n]);
+    return 0;
+}
+
+int tell_processes(std::vector<Row> list, unsigned* count, NvmlProcess* to) {
+    const std::size_t stride = setting("FAKE_NVML_ENTRY", sizeof(NvmlProcess));
+    return tell_list(list, count, [&](std::size_t n, const Row& row) {
+        const NvmlProcess process{static_cast<unsigned>(row[0]), row[1], ~0u, ~0u};
+        std::memcpy(reinterpret_cast<std::byte*>(to) + n * stride, &process, sizeof(process));
+    });
+}
+int tell_processes(std::vector<Row> list, unsigned* count, NvmlProcessV1* to) {
+    return tell_list(list, count, [&](std::size_t n, const Row& row) {
+        to[n] = {static_cast<unsigned>(row[0]), row[1]};
+    });
+}
+/// And this process with its context.
+std::vector<Row> compute_rows() {
+    std::vector<Row> list = rows("FAKE_NVML_COMPUTE");
+    if (setting("FAKE_NVML_ALIEN", 0) == 0)
+        list.insert(list.begin(), {static_cast<std::uint64_t>(::getpid()), std::uint64_t{100} << 20, 0});
+    return list;
 }
 
 /// Contexts, streams and events are never freed: use after destruction is seen, and what a backend abandons
@@ -741,6 +797,50 @@ int nvmlDeviceGetMigMode(NvmlDevice, unsigned* now, unsigned* pending) {
     *now = static_cast<unsigned>(setting("FAKE_NVML_MIG", 0));
     *pending = *now;
     return 0;
+}
+int nvmlDeviceGetUtilizationRates(NvmlDevice, NvmlUtilization* use) {
+    FAKE_ENTER();
+    *use = {static_cast<unsigned>(setting("FAKE_NVML_SM", 0)),
+            static_cast<unsigned>(setting("FAKE_NVML_MEMORY_USE", 0))};
+    return 0;
+}
+int nvmlDeviceGetProcessUtilization(NvmlDevice, NvmlProcessSample* samples, unsigned* count,
+                                    unsigned long long since_us) {
+    FAKE_ENTER();
+    const auto list = rows("FAKE_NVML_SAMPLES");
+    if (list.empty()) return 6;  // NVML_ERROR_NOT_FOUND
+    return tell_list(list, count, [&](std::size_t n, const Row& row) {
+        samples[n] = {static_cast<unsigned>(row[0]),
+                      since_us + 1,
+                      static_cast<unsigned>(row[1]),
+                      static_cast<unsigned>(row[2]),
+                      0,
+                      0};
+    });
+}
+int nvmlDeviceGetComputeRunningProcesses(NvmlDevice, unsigned* count, NvmlProcessV1* to) {
+    FAKE_ENTER();
+    return tell_processes(compute_rows(), count, to);
+}
+int nvmlDeviceGetComputeRunningProcesses_v2(NvmlDevice, unsigned* count, NvmlProcess* to) {
+    FAKE_ENTER();
+    return tell_processes(compute_rows(), count, to);
+}
+int nvmlDeviceGetComputeRunningProcesses_v3(NvmlDevice, unsigned* count, NvmlProcess* to) {
+    FAKE_ENTER();
+    return tell_processes(compute_rows(), count, to);
+}
+int nvmlDeviceGetGraphicsRunningProcesses(NvmlDevice, unsigned* count, NvmlProcessV1* to) {
+    FAKE_ENTER();
+    return tell_processes(rows("FAKE_NVML_GRAPHICS"), count, to);
+}
+int nvmlDeviceGetGraphicsRunningProcesses_v3(NvmlDevice, unsigned* count, NvmlProcess* to) {
+    FAKE_ENTER();
+    return tell_processes(rows("FAKE_NVML_GRAPHICS"), count, to);
+}
+int nvmlDeviceGetMPSComputeRunningProcesses_v3(NvmlDevice, unsigned* count, NvmlProcess* to) {
+    FAKE_ENTER();
+    return tell_processes(rows("FAKE_NVML_MPS"), count, to);
 }
 
 }  // extern "C"

@@ -105,7 +105,7 @@ class SteppedStore {
         bool done = false;
         for (int n = 0; n < kStepsMax && !done; ++n) {
             done = step() == Flusher::kNever;
-            if (store_->mover().anything_dirty()) {
+            if (store_->mover().anything_dirty() || store_->mover().is_moving()) {
                 (void)step_mover();
                 done = false;
             }

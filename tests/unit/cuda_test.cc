@@ -557,6 +557,148 @@ TEST(CudaMemoryInfo, NvmlKnowsThatTheGpuIsLost) {
     EXPECT_EQ(backend->allocate_segment(mib(2)).error().code, Errc::gpu_lost);
 }
 
+// --- what others do ---
+
+GpuUsage usage_of(Backend& backend, UsageParts parts = UsageParts::activity_and_users) {
+    auto usage = backend.usage(parts);
+    EXPECT_TRUE(usage) << usage.error().text();
+    return usage ? *std::move(usage) : GpuUsage{};
+}
+
+/// A backend whose kernel has just run.
+std::unique_ptr<Backend> open_busy_fake() {
+    auto backend = open_fake();
+    auto queue = *backend->make_queue();
+    queue->set_mode(EngineMode::turbo);
+    round_trip(*backend, *queue, 64);
+    return backend;
+}
+
+TEST(CudaUsage, OthersAloneOnTheGpu) {
+    const auto backend = open_fake();
+    EXPECT_EQ(usage_of(*backend).others_sm_percent, 0u);
+    EXPECT_EQ(usage_of(*backend).others_memory_percent, 0u);
+    const Setting sm("FAKE_NVML_SM", "37");
+    const Setting memory("FAKE_NVML_MEMORY_USE", "12");
+    const int asked = calls("nvmlDeviceGetProcessUtilization");
+    EXPECT_EQ(usage_of(*backend).others_sm_percent, 37u) << "no kernel of ours ran";
+    EXPECT_FALSE(usage_of(*backend).others_memory_percent) << "copies of ours are part of it";
+    EXPECT_EQ(calls("nvmlDeviceGetProcessUtilization"), asked);
+    const int listed = calls("nvmlDeviceGetComputeRunningProcesses_v3");
+    EXPECT_FALSE(usage_of(*backend, UsageParts::activity).users);
+    EXPECT_EQ(calls("nvmlDeviceGetComputeRunningProcesses_v3"), listed) << "lists cost milliseconds";
+}
+
+TEST(CudaUsage, OurKernelIsToldApartByProcess) {
+    const auto backend = open_busy_fake();
+    const Setting sm("FAKE_NVML_SM", "60");
+    const std::string us = std::to_string(::getpid());
+    EXPECT_FALSE(usage_of(*backend).others_sm_percent) << "somebody, but no sample tells who";
+    {
+        const Setting samples("FAKE_NVML_SAMPLES", us + ":60:5");
+        EXPECT_EQ(usage_of(*backend).others_sm_percent, 0u);
+        EXPECT_EQ(usage_of(*backend).others_memory_percent, 0u);
+    }
+    {
+        const Setting samples("FAKE_NVML_SAMPLES", us + ":20:5,77:30:3,78:10:4,79:4000000:1");
+        EXPECT_EQ(usage_of(*backend).others_sm_percent, 40u) << "without the one that makes no sense";
+        EXPECT_EQ(usage_of(*backend).others_memory_percent, 7u);
+    }
+    {
+        const Setting samples("FAKE_NVML_SAMPLES", "77:80:80,78:70:70");
+        EXPECT_EQ(usage_of(*backend).others_sm_percent, 100u);
+    }
+    const Setting fails("FAKE_FAIL_nvmlDeviceGetProcessUtilization", "3");
+    const Setting samples("FAKE_NVML_SAMPLES", "77:30:3");
+    EXPECT_FALSE(usage_of(*backend).others_sm_percent);
+    const Setting idle("FAKE_NVML_SM", "0");
+    EXPECT_EQ(usage_of(*backend).others_sm_percent, 0u) << "nobody at all";
+}
+
+TEST(CudaUsage, ListsEachProcessOnce) {
+    const auto backend = open_fake();
+    EXPECT_EQ(usage_of(*backend).users->size(), 0u) << "without ourselves";
+    EXPECT_EQ(usage_of(*backend).others_memory, Bytes{0});
+    const Setting compute("FAKE_NVML_COMPUTE", "77:1000,78:3000");
+    const Setting graphics("FAKE_NVML_GRAPHICS", "79:2000,77:1000");
+    const Setting mps("FAKE_NVML_MPS", "80:500");
+    const std::vector<GpuUser> expected{
+        {78, Bytes{3000}}, {79, Bytes{2000}}, {77, Bytes{1000}}, {80, Bytes{500}}};
+    EXPECT_EQ(usage_of(*backend).users, expected);
+    EXPECT_EQ(usage_of(*backend).others_memory, Bytes{6500});
+}
+
+TEST(CudaUsage, MemoryThatIsNotToldIsNotGuessed) {
+    const auto backend = open_fake();
+    const Setting compute("FAKE_NVML_COMPUTE", "77:1000,78:-1");
+    const GpuUsage usage = usage_of(*backend);
+    EXPECT_EQ(usage.users, (std::vector<GpuUser>{{77, Bytes{1000}}, {78, {}}}));
+    EXPECT_FALSE(usage.others_memory);
+    const Setting graphics("FAKE_NVML_GRAPHICS", "78:50");
+    EXPECT_EQ(usage_of(*backend).others_memory, Bytes{1050}) << "another list tells it";
+}
+
+TEST(CudaUsage, MoreProcessesThanExpected) {
+    const auto backend = open_fake();
+    std::string many;
+    for (int n = 0; n < 300; ++n) many += std::to_string(1'000'000 + n) + ":1,";
+    const Setting compute("FAKE_NVML_COMPUTE", many);
+    EXPECT_EQ(usage_of(*backend).users->size(), 300u);
+}
+
+TEST(CudaUsage, ListsThatMakeNoSenseAreNone) {
+    const auto backend = open_fake();
+    const Setting compute("FAKE_NVML_COMPUTE", "77:1000,78:3000");
+    {
+        const Setting alien("FAKE_NVML_ALIEN", "1");
+        EXPECT_FALSE(usage_of(*backend).users) << "we are not in it";
+        EXPECT_FALSE(usage_of(*backend).others_memory);
+        EXPECT_EQ(usage_of(*backend).others_sm_percent, 0u);
+    }
+    {
+        const Setting entry("FAKE_NVML_ENTRY", "32");
+        EXPECT_FALSE(usage_of(*backend).users);
+    }
+    const Setting fails("FAKE_FAIL_nvmlDeviceGetGraphicsRunningProcesses_v3", "999");
+    EXPECT_FALSE(usage_of(*backend).users) << "half of them is not all";
+}
+
+TEST(CudaUsage, OldListsHaveShorterEntries) {
+    const TempFolder folder;
+    const std::string old = fake_without(
+        folder, {"nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2",
+                 "nvmlDeviceGetGraphicsRunningProcesses_v3"});
+    const auto backend = open_fake({FAKE_CUDA_PATH, old, "/nonexistent"});
+    const Setting compute("FAKE_NVML_COMPUTE", "77:1000,78:3000");
+    const Setting graphics("FAKE_NVML_GRAPHICS", "79:2000");
+    EXPECT_EQ(usage_of(*backend).others_memory, Bytes{6000});
+}
+
+TEST(CudaUsage, GoesOnWithWhatNvmlHas) {
+    const auto bare = open_fake({FAKE_CUDA_PATH, kNoNvml, "/nonexistent"});
+    EXPECT_EQ(bare->usage(UsageParts::activity_and_users).error().code, Errc::unavailable);
+    const TempFolder folder;
+    const std::string mute = fake_without(folder, {"nvmlDeviceGetUtilizationRates"});
+    const auto backend = open_fake({FAKE_CUDA_PATH, mute, "/nonexistent"});
+    EXPECT_EQ(backend->usage(UsageParts::activity).error().code, Errc::unavailable);
+    EXPECT_TRUE(usage_of(*backend).users);
+    EXPECT_FALSE(usage_of(*backend).others_sm_percent);
+    EXPECT_EQ(backend->health(), Health::good);
+}
+
+TEST(CudaUsage, NvmlKnowsThatTheGpuIsLostAndIsNotAskedAgain) {
+    for (const char* call : {"nvmlDeviceGetUtilizationRates", "nvmlDeviceGetComputeRunningProcesses_v3"}) {
+        const auto backend = open_fake();
+        const Setting lost(std::string("FAKE_FAIL_") + call, "15");
+        EXPECT_EQ(backend->usage(UsageParts::activity_and_users).error().code, Errc::gpu_lost) << call;
+        EXPECT_EQ(backend->health(), Health::gpu_lost);
+        const int asked = calls("nvmlDeviceGetMemoryInfo_v2") + calls(call);
+        EXPECT_EQ(backend->memory_info().error().code, Errc::gpu_lost);
+        EXPECT_EQ(backend->usage(UsageParts::activity_and_users).error().code, Errc::gpu_lost);
+        EXPECT_EQ(calls("nvmlDeviceGetMemoryInfo_v2") + calls(call), asked);
+    }
+}
+
 // --- copies ---
 
 TEST(CudaQueue, CopiesFewAndMany) {

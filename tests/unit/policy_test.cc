@@ -241,6 +241,27 @@ TEST(Policy, NeverBelowWhatCannotBeMoved) {
     EXPECT_EQ(world.plan.target, gib(18));
 }
 
+TEST(Policy, CountsWhatIsStoredInChunks) {
+    // One page in each of 100 chunks takes 100 slots: two segments of 64, and a third as room.
+    const Bytes chunks = Bytes{kChunkBytes} * 100;
+    PolicyWorld world = world_with(chunks);
+    world.seen.ours = {0};
+    world.pass(kSecondNs);
+    EXPECT_EQ(world.plan.target, mib(128) * 3);
+    // 65 of them have no place but VRAM: one more than a segment's worth.
+    world.seen.spill_room = Bytes{kChunkBytes} * 35;
+    world.seen.manual_target = Bytes{0};
+    world.pass(kSecondNs);
+    EXPECT_EQ(world.plan.target, mib(128) * 2);
+    EXPECT_EQ(world.plan.reason, Reason::unmovable);
+    world.seen.spill_room = Bytes{kChunkBytes} * 36;
+    world.pass(kSecondNs);
+    EXPECT_EQ(world.plan.target, mib(128));
+    world.seen.spill_room = chunks;
+    world.pass(kSecondNs);
+    EXPECT_EQ(world.plan.target, Bytes{0});
+}
+
 TEST(Policy, AFailedSpillIsNoReasonToTakeMore) {
     PolicyWorld world = world_with(gib(20));
     world.seen.ours = gib(4);

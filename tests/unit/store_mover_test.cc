@@ -236,13 +236,20 @@ TEST_F(MoverTest, AFailingSpillStopsTheShrinkingAndLosesNothing) {
     fill_all();
     disk().fail_writes = 1'000'000;
     order({0});
-    for (int n = 0; n < 1000; ++n) (void)store().step_mover();
-    EXPECT_EQ(stats().vram, mib(12));
+    for (int n = 0; n < 1000 && !stats().spill_writes_are_refused; ++n) (void)store().step_mover();
     EXPECT_TRUE(stats().spill_writes_are_refused);
+    EXPECT_EQ(stats().vram, mib(12));
     EXPECT_GT(stats().move_errors, 0u);
     expect_all();
     // New pages have no home: refused, not lost.
     EXPECT_EQ(write({6 * kChunkPages}, 3, 1), IoStatus::no_space);
+    // It is tried again, as long as that fails; and when it works again, all is as before.
+    disk().fail_writes = 0;
+    store().advance(20'000'000'000);  // chunks that failed are tried again, too
+    for (int n = 0; n < 1000 && stats().vram.n != 0; ++n) (void)store().step_mover();
+    EXPECT_FALSE(stats().spill_writes_are_refused);
+    EXPECT_EQ(stats().vram, Bytes{0});
+    expect_all();
 }
 
 TEST_F(MoverTest, WhatTheDiskFlipsIsReadAgainAndNeverPassedOn) {

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "sys/cgroup.h"
+#include "sys/power.h"
 #include "sys/proc.h"
 #include "sys/process.h"
 #include "sys/swap_area.h"
@@ -372,6 +373,73 @@ TEST(Pressure, RefusesNonsense) {
     EXPECT_EQ(absent.error().code, Errc::unavailable);
     tree.put("/proc/pressure/memory", "some avg10=1.00\nfull avg10=0.50\n");
     EXPECT_TRUE(read_memory_pressure(tree.root()));
+}
+
+// --- power ---
+
+TEST(Power, IsJudged) {
+    const PowerSupply ac{.type = "Mains", .scope = "", .online = "1", .status = "", .present = ""};
+    PowerSupply no_ac = ac;
+    no_ac.online = "0";
+    PowerSupply usb = ac;
+    usb.type = "USB";
+    PowerSupply no_usb = usb;
+    no_usb.online = "0";
+    const auto battery = [](const char* status) {
+        return PowerSupply{.type = "Battery", .scope = "", .online = "", .status = status, .present = "1"};
+    };
+    PowerSupply mouse = battery("Discharging");
+    mouse.scope = "Device";
+    PowerSupply bay = battery("Discharging");
+    bay.present = "0";
+    PowerSupply ups = battery("Discharging");
+    ups.type = "UPS";
+    struct Case {
+        const char* what;
+        std::vector<PowerSupply> supplies;
+        PowerState state;
+    };
+    const Case cases[] = {
+        {"a desktop", {}, PowerState::mains},
+        {"a desktop whose mains is not told", {no_ac}, PowerState::mains},
+        {"with a wireless mouse", {mouse}, PowerState::mains},
+        {"an empty bay", {no_ac, bay}, PowerState::mains},
+        {"a notebook plugged in", {ac, battery("Charging")}, PowerState::mains},
+        {"whose charger is weak", {battery("Discharging"), ac}, PowerState::mains},
+        {"unplugged", {no_ac, battery("Discharging")}, PowerState::battery},
+        {"just now", {no_ac, battery("Full")}, PowerState::battery},
+        {"while the battery does not tell", {no_ac, battery("Unknown")}, PowerState::battery},
+        {"charged by USB", {no_usb, usb, battery("Charging")}, PowerState::mains},
+        {"kept by USB, with mains not there", {no_ac, usb, battery("Not charging")}, PowerState::mains},
+        {"feeding a telephone", {usb, battery("Discharging")}, PowerState::battery},
+        {"one of two feeds the other", {battery("Charging"), battery("Discharging")}, PowerState::battery},
+        {"full, and nothing else is told", {battery("Full")}, PowerState::mains},
+        {"nothing is told", {battery("")}, PowerState::unknown},
+        {"nor by USB", {no_usb, battery("Unknown")}, PowerState::unknown},
+        {"a UPS at work", {ups}, PowerState::battery},
+    };
+    for (const Case& c : cases) EXPECT_EQ(judge_power(c.supplies), c.state) << c.what;
+}
+
+TEST(Power, IsReadFromFiles) {
+    const FakeTree tree;
+    EXPECT_EQ(read_power(tree.root()), PowerState::mains) << "a kernel without power supplies";
+    tree.put("/sys/class/power_supply/BAT0/type", "Battery\n");
+    EXPECT_EQ(read_power(tree.root()), PowerState::unknown);
+    tree.put("/sys/class/power_supply/BAT0/present", "1\n");
+    tree.put("/sys/class/power_supply/BAT0/status", "Not charging\n");
+    EXPECT_EQ(read_power(tree.root()), PowerState::mains);
+    tree.put("/sys/class/power_supply/BAT0/status", "Discharging\n");
+    EXPECT_EQ(read_power(tree.root()), PowerState::battery);
+    tree.put("/sys/class/power_supply/AC/type", "Mains\n");
+    tree.put("/sys/class/power_supply/AC/online", "1\n");
+    EXPECT_EQ(read_power(tree.root()), PowerState::mains);
+    tree.put("/sys/class/power_supply/BAT0/scope", "Device\n");
+    tree.put("/sys/class/power_supply/AC/online", "0\n");
+    EXPECT_EQ(read_power(tree.root()), PowerState::mains);
+    const FakeTree odd;
+    odd.put("/sys/class/power_supply", "a file");
+    EXPECT_EQ(read_power(odd.root()), PowerState::unknown);
 }
 
 // --- the kernel itself ---
@@ -777,6 +845,16 @@ TEST(TaskStatTest, RefusesEveryTruncation) {
                              "1 (a) R 1 1 1 0 -1 x 0 0 0 0 3 4 0 0 20 0 1 0 99"}) {
         EXPECT_FALSE(parse_task_stat(text)) << text;
     }
+}
+
+TEST(ProcessNameTest, IsPrintable) {
+    const FakeTree tree;
+    tree.put("/proc/7/comm", "a b) \x1b[2J\xc3\n\n");
+    EXPECT_EQ(*read_process_name(7, tree.root()), "a b) ?[2J??");
+    const auto gone = read_process_name(8, tree.root());
+    ASSERT_FALSE(gone);
+    EXPECT_EQ(gone.error().code, Errc::not_found);
+    EXPECT_FALSE(read_process_name(::getpid())->empty());
 }
 
 TEST(ProcessMemoryTest, ReadsStatus) {

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "gpu/cuda/cuda_queue.h"
+#include "gpu/cuda/gpu_usage.h"
 #include "gpu/cuda/page_launcher.h"
 
 namespace vramswap::cuda {
@@ -16,6 +18,9 @@ namespace {
 
 /// Of cuMemAlloc: it gives what it likes from 512 bytes up; large sizes come in pages of 2 MiB.
 constexpr Bytes kPlainGranularity = mib(2);
+
+/// NVML's samples of the GPU's use are of up to a second, and come as late.
+constexpr std::uint64_t kUseToldNs = 2'000'000'000;
 
 std::uint64_t next_backend_id() {
     static std::atomic<std::uint64_t> last{0};
@@ -184,14 +189,16 @@ Error CudaBackend::fail(CuResult result, std::string_view what) {
     return failure(api(), result, what);
 }
 
+Error CudaBackend::lost() const {
+    return Error{Errc::gpu_lost, 0,
+                 fmt::format("GPU {} can no longer be used by this process: {}", info().selector(),
+                             health() == Health::gpu_lost ? "the GPU is gone" : "its CUDA context is broken"),
+                 "The kernel log (\"Xid\") names the cause"};
+}
+
 /// Every control call begins so. After a loss the driver is not asked again: its calls may hang for a minute.
 Result<void> CudaBackend::enter(const ContextScope& scope) {
-    if (health() != Health::good)
-        return Error{
-            Errc::gpu_lost, 0,
-            fmt::format("GPU {} can no longer be used by this process: {}", info().selector(),
-                        health() == Health::gpu_lost ? "the GPU is gone" : "its CUDA context is broken"),
-            "The kernel log (\"Xid\") names the cause"};
+    if (health() != Health::good) return lost();
     if (scope.result() != code::kSuccess) return fail(scope.result(), "cuCtxPushCurrent");
     return {};
 }
@@ -389,7 +396,15 @@ Result<PageLauncher*> CudaBackend::launcher() {
     return launcher_.get();
 }
 
+CuResult CudaBackend::launch_kernel(CuStream stream, const PagePairs& pairs, std::size_t pages,
+                                    const PageKernelEnd& end) {
+    kernel_ran_ns_.store(now_ns(), std::memory_order_relaxed);
+    return kernels_.launch(api(), stream, pairs, pages, end);
+}
+
 Result<MemoryInfo> CudaBackend::do_memory_info() {
+    // NVML needs no context, but a GPU.
+    if (health() == Health::gpu_lost) return lost();
     if (handles_.nvml_device != nullptr) {
         auto memory = handles_.nvml->memory(handles_.nvml_device);
         if (memory) return memory;
@@ -405,6 +420,19 @@ Result<MemoryInfo> CudaBackend::do_memory_info() {
     const CuResult result = api().mem_get_info(&free, &total);
     if (result != code::kSuccess) return fail(result, "cuMemGetInfo");
     return MemoryInfo{{total}, {free}};
+}
+
+Result<GpuUsage> CudaBackend::do_usage(UsageParts parts) {
+    if (health() == Health::gpu_lost) return lost();
+    if (handles_.nvml_device == nullptr)
+        return Error{Errc::unavailable, 0, "without NVML nobody tells who uses the GPU",
+                     "Install the driver's libnvidia-ml.so.1"};
+    const std::uint64_t ran_ns = kernel_ran_ns_.load(std::memory_order_relaxed);
+    const bool ran = ran_ns != 0 && now_ns() - ran_ns < kUseToldNs;
+    auto usage =
+        read_usage(*handles_.nvml, handles_.nvml_device, parts, ran ? OwnKernels::ran : OwnKernels::none);
+    if (!usage && usage.error().code == Errc::gpu_lost) lose(Health::gpu_lost);
+    return usage;
 }
 
 }  // namespace vramswap::cuda

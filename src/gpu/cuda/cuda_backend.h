@@ -3,8 +3,8 @@
 // CudaDriver, owned by the caller of Driver::open; must outlive its queues.
 //
 // Threads: the calls of Backend by any control thread (they block, allocate and make ioctls; the context is
-// made current for the call and put back after it). make_current, place, kernels, report, health: also by
-// queue threads; these do not allocate, block or lock.
+// made current for the call and put back after it). make_current, place, kernels, launch_kernel, report,
+// health: also by queue threads; these do not allocate, block or lock.
 //
 // Errors of the control calls: no_memory = the GPU is full; gpu_lost = health() tells whether a new process
 // helps; failed = the call alone failed.
@@ -108,6 +108,9 @@ class CudaBackend final : public Backend {
     [[nodiscard]] CuDevice device() const { return handles_.device; }
     [[nodiscard]] CuContext context() const { return context_.get(); }
     [[nodiscard]] const PageKernels& kernels() const { return kernels_; }
+    /// kernels().launch(), remembered: what the driver tells of the GPU's use has us in it for a while.
+    CuResult launch_kernel(CuStream stream, const PagePairs& pairs, std::size_t pages,
+                           const PageKernelEnd& end);
     /// Control thread: set by the maker of the first queue, before it is used.
     [[nodiscard]] const std::optional<Thresholds>& thresholds() const { return thresholds_; }
     void set_thresholds(const Thresholds& thresholds) { thresholds_ = thresholds; }
@@ -130,6 +133,7 @@ class CudaBackend final : public Backend {
     Result<void> do_unregister(std::span<std::byte> memory) override;
     Result<std::unique_ptr<TransferQueue>> do_make_queue() override;
     Result<MemoryInfo> do_memory_info() override;
+    Result<GpuUsage> do_usage(UsageParts parts) override;
     [[nodiscard]] bool do_has_segment(SegmentId segment) const override;
 
   private:
@@ -145,6 +149,7 @@ class CudaBackend final : public Backend {
         CuMemHandle handle = 0;
     };
 
+    [[nodiscard]] Error lost() const;
     Result<void> enter(const ContextScope& scope);
     Result<CuDevicePtr> map_handle(CuMemHandle handle, Bytes size);
     Result<SegmentId> publish(Segment segment);
@@ -162,6 +167,7 @@ class CudaBackend final : public Backend {
     // Self-synchronised.
     std::vector<Slot> slots_;
     std::atomic<int> suspects_{0};
+    std::atomic<std::uint64_t> kernel_ran_ns_{0};  ///< the last launch; 0: none
 
     // Guarded by mutex_, which is never held during a call of the driver.
     Mutex mutex_;

@@ -408,7 +408,7 @@ CuResult CudaQueue::copy_turbo(std::span<const Copy> copies, Ticket ticket) {
 /// On the own stream; nobody is told.
 CuResult CudaQueue::launch_pages() {
     const std::size_t pages = std::exchange(batch_.pages, 0);
-    return backend_.kernels().launch(api_, stream_, batch_.pairs, pages, PageKernelEnd{});
+    return backend_.launch_kernel(stream_, batch_.pairs, pages, PageKernelEnd{});
 }
 
 /// The last launch tells the end by itself where it can.
@@ -419,7 +419,7 @@ CuResult CudaQueue::launch_last_pages(Ticket ticket) {
     }
     end_.tells[0] = ends_.tell(ticket);
     end_.count = 1;
-    return backend_.kernels().launch(api_, stream_, batch_.pairs, batch_.pages, end_);
+    return backend_.launch_kernel(stream_, batch_.pairs, batch_.pages, end_);
 }
 
 CuResult CudaQueue::mark(Ticket ticket) {

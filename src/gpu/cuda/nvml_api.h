@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/result.h"
 #include "gpu/backend.h"
@@ -45,6 +46,48 @@ struct NvmlConfComputeState {  // nvmlConfComputeSystemState_t
     unsigned dev_tools_mode;
 };
 static_assert(sizeof(NvmlConfComputeState) == 12);
+
+struct NvmlUtilization {  // nvmlUtilization_t: per cent of the last sample period
+    unsigned gpu;         ///< with a kernel running
+    unsigned memory;      ///< with VRAM read or written
+};
+static_assert(sizeof(NvmlUtilization) == 8);
+
+struct NvmlProcess {  // nvmlProcessInfo_v2_t, which _v3 of the calls has too
+    unsigned pid;
+    unsigned long long memory;  ///< kNvmlNotAvailable: not told
+    unsigned gpu_instance;
+    unsigned compute_instance;
+};
+static_assert(sizeof(NvmlProcess) == 24);
+
+struct NvmlProcessV1 {  // nvmlProcessInfo_v1_t
+    unsigned pid;
+    unsigned long long memory;
+};
+static_assert(sizeof(NvmlProcessV1) == 16);
+inline constexpr unsigned long long kNvmlNotAvailable = ~0ull;  // NVML_VALUE_NOT_AVAILABLE
+
+struct NvmlProcessSample {  // nvmlProcessUtilizationSample_t
+    unsigned pid;
+    unsigned long long time_us;  ///< since 1970
+    unsigned sm;                 ///< per cents, as in NvmlUtilization
+    unsigned memory;
+    unsigned encoder;
+    unsigned decoder;
+};
+static_assert(sizeof(NvmlProcessSample) == 32);
+
+namespace nvml_code {  // nvmlReturn_t
+inline constexpr NvmlReturn kSuccess = 0;
+inline constexpr NvmlReturn kNotFound = 6;
+inline constexpr NvmlReturn kInsufficientSize = 7;
+inline constexpr NvmlReturn kGpuIsLost = 15;
+inline constexpr NvmlReturn kResetRequired = 16;
+}  // namespace nvml_code
+
+/// What NVML did not tell; the code is gpu_lost if the result says so, else unavailable.
+[[nodiscard]] Error nvml_error(NvmlReturn result, std::string_view what);
 
 enum class Answer : std::uint8_t { unknown, no, yes };
 
@@ -83,6 +126,19 @@ class NvmlApi {
     NvmlReturn (*device_get_display_active)(NvmlDevice, int* active) = nullptr;
     NvmlReturn (*device_get_display_mode)(NvmlDevice, int* connected) = nullptr;
     NvmlReturn (*device_get_mig_mode)(NvmlDevice, unsigned* current, unsigned* pending) = nullptr;
+    NvmlReturn (*device_get_utilization)(NvmlDevice, NvmlUtilization*) = nullptr;
+    /// One sample of each process since a time; kNotFound if there is none. `count`: in what fits, out what
+    /// is there.
+    NvmlReturn (*device_get_process_utilization)(NvmlDevice, NvmlProcessSample*, unsigned* count,
+                                                 unsigned long long since_us) = nullptr;
+    // `count` as above.
+    using ListProcesses = NvmlReturn (*)(NvmlDevice, unsigned* count, NvmlProcess*);
+    using ListProcessesV1 = NvmlReturn (*)(NvmlDevice, unsigned* count, NvmlProcessV1*);
+    ListProcesses list_compute = nullptr;       // since 11.1
+    ListProcesses list_graphics = nullptr;      // the same
+    ListProcesses list_mps = nullptr;           // the same
+    ListProcessesV1 list_compute_v1 = nullptr;  // what 11.0 has
+    ListProcessesV1 list_graphics_v1 = nullptr;
 
   private:
     bool started_ = false;

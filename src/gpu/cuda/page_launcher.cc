@@ -61,7 +61,7 @@ Result<void> PageLauncher::fill(const PagePairs& pairs, std::size_t pages) {
     for (const Lane& lane : lanes_) {
         CuResult result = code::kSuccess;
         for (std::size_t n = 0; n < TransferQueue::kDepth && result == code::kSuccess; ++n)
-            result = backend_.kernels().launch(backend_.api(), lane.stream, pairs, pages, PageKernelEnd{});
+            result = backend_.launch_kernel(lane.stream, pairs, pages, PageKernelEnd{});
         if (result == code::kSuccess) result = backend_.api().stream_synchronize(lane.stream);
         if (result != code::kSuccess) return backend_.fail(result, "filling a stream");
     }
@@ -130,7 +130,7 @@ CuResult PageLauncher::launch(const PagePairs& pairs, std::size_t pages) {
     const Lane& lane = lanes_[next_lane_];
     next_lane_ = (next_lane_ + 1) % kStreams;
     end_.counter = lane.counter;
-    return backend_.kernels().launch(backend_.api(), lane.stream, pairs, pages, end_);
+    return backend_.launch_kernel(lane.stream, pairs, pages, end_);
 }
 
 bool PageLauncher::settle(const PageBatch& batch) {

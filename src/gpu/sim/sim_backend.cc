@@ -275,10 +275,33 @@ Result<std::unique_ptr<TransferQueue>> SimBackend::do_make_queue() {
     return std::unique_ptr<TransferQueue>(new SimQueue(memory_, config_.faults));
 }
 
+Result<void> SimBackend::check_readable() {
+    config_.faults->hang_readings.wait(true);
+    if (auto alive = check_alive(); !alive) return alive;
+    if (take_one(config_.faults->fail_readings))
+        return Error{Errc::unavailable, 0, "the simulated GPU does not tell"};
+    return {};
+}
+
 Result<MemoryInfo> SimBackend::do_memory_info() {
-    if (auto alive = check_alive(); !alive) return std::move(alive).error();
+    if (auto readable = check_readable(); !readable) return std::move(readable).error();
     const std::uint64_t taken = memory_->used.load() + config_.faults->taken_by_others.load();
     return MemoryInfo{config_.total, taken < config_.total.n ? config_.total - Bytes{taken} : Bytes{0}};
+}
+
+Result<GpuUsage> SimBackend::do_usage(UsageParts parts) {
+    if (auto readable = check_readable(); !readable) return std::move(readable).error();
+    const SimFaults& faults = *config_.faults;
+    GpuUsage usage;
+    usage.others_sm_percent = faults.others_sm.load();
+    if (parts == UsageParts::activity) return usage;
+    const pid_t pid = faults.others_pid.load();
+    const Bytes taken{faults.taken_by_others.load()};
+    if (pid != 0)
+        usage.users = std::vector<GpuUser>{{pid, taken}};
+    else if (taken.n == 0)
+        usage.users.emplace();
+    return usage;
 }
 
 bool SimBackend::do_has_segment(SegmentId segment) const {

@@ -41,10 +41,12 @@ class SimBackend final : public Backend {
     Result<void> do_unregister(std::span<std::byte> memory) override;
     Result<std::unique_ptr<TransferQueue>> do_make_queue() override;
     Result<MemoryInfo> do_memory_info() override;
+    Result<GpuUsage> do_usage(UsageParts parts) override;
     [[nodiscard]] bool do_has_segment(SegmentId segment) const override;
 
   private:
     Result<void> check_alive();
+    Result<void> check_readable();
     Result<SegmentId> adopt(UniqueFd fd, Bytes size);
 
     const SimConfig config_;

@@ -28,6 +28,8 @@ void apply_setting(SimConfig& config, std::string_view key, std::string_view val
         config.faults->bytes_per_us = number;  // 1 MB/s is 1 byte/us
     else if (key == "taken_mib")
         config.faults->taken_by_others = number << 20;
+    else if (key == "others_sm")
+        config.faults->others_sm = static_cast<std::uint32_t>(number);
     else if (key == "turbo")
         config.turbo = number != 0;
     else if (key == "fail_allocations")

@@ -5,6 +5,8 @@
 // time.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -19,11 +21,15 @@ struct SimFaults {
     std::atomic<std::uint64_t> latency_ns{0};        ///< from submit to completion
     std::atomic<std::uint64_t> bytes_per_us{0};      ///< bandwidth of a queue; 0 = unlimited
     std::atomic<std::uint64_t> taken_by_others{0};   ///< bytes that "another process" holds
+    std::atomic<pid_t> others_pid{0};                ///< that process; 0: it is not told
+    std::atomic<std::uint32_t> others_sm{0};         ///< per cent of the time it computes
     std::atomic<std::uint32_t> fail_allocations{0};  ///< the next n allocations fail
     std::atomic<std::uint32_t> fail_copies{0};       ///< the next n submissions fail, their targets scrambled
     std::atomic<std::uint32_t> corrupt_reads{0};     ///< the next n copies from the GPU have one bit flipped
     std::atomic<std::uint32_t> corrupt_writes{0};    ///< the next n copies to the GPU have one bit flipped
     std::atomic<std::uint32_t> misplace_writes{0};  ///< the next n copies to the GPU land one page further on
+    std::atomic<std::uint32_t> fail_readings{0};    ///< the next n calls of memory_info and usage fail
+    std::atomic<bool> hang_readings{false};         ///< they do not return until it is cleared and notified
     std::atomic<bool> early{false};                 ///< copies run at submit; completion is told when due
     std::atomic<bool> hang{false};                  ///< nothing completes
     std::atomic<bool> lost{false};                  ///< every call fails, health is gpu_lost
@@ -37,8 +43,8 @@ struct SimConfig {
 };
 
 /// Reads $VRAMSWAP_SIM,
-/// "total=2G,latency_us=10,bandwidth_mbps=2000,taken_mib=100,fail_allocations=1,turbo=0"; unknown keys are
-/// ignored with a warning.
+/// "total=2G,latency_us=10,bandwidth_mbps=2000,taken_mib=100,others_sm=30,fail_allocations=1,turbo=0";
+/// unknown keys are ignored with a warning.
 [[nodiscard]] SimConfig sim_config_from_env();
 
 [[nodiscard]] std::unique_ptr<Driver> make_sim_driver(SimConfig config = sim_config_from_env());

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+// The policy's configuration as that of a device says it. Pure; control threads (it allocates).
+#pragma once
+
+#include "base/result.h"
+#include "ctl/messages.h"
+#include "policy/config.h"
+
+namespace vramswap {
+
+/// Errors: usage, for a headroom that is none.
+[[nodiscard]] Result<PolicyConfig> policy_config(const DeviceConfig& device);
+
+}  // namespace vramswap
