@@ -337,6 +337,7 @@ class SeedRun {
 
     /// False, with a gtest failure, if the store broke a promise.
     bool run(int operations) {
+        if (moves_) operations += operations / 5;  // those of moves come on top
         for (int n = 0; n < operations && good_; ++n) {
             operate();
             if (n % 64 == 0) check_stats();
@@ -453,9 +454,9 @@ void SeedRun::operate() {
         discard();
     else if (what < 71)
         step();
-    else if (what < 79)
+    else if (what < 83)
         merge();
-    else if (what < 82)
+    else if (what < 85)
         store_->maintain();
     else if (what < 94)
         (void)poll(static_cast<std::uint32_t>(random_.below(kQueues)), 1 + random_.below(kQueueDepth));

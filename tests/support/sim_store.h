@@ -73,12 +73,10 @@ class SteppedStore {
     /// One round of the mover, and what it asks of the control thread.
     std::uint64_t step_mover() {
         const std::uint64_t next = store_->mover().step(now_);
-        if (take_event(store_->maintenance_fd())) {
-            store_->maintain();
-            return Mover::kNow;  // it may have kicked
-        }
         if (next != Mover::kNow && next != Mover::kNever) now_ = std::max(now_, next);
-        return next;
+        if (!take_event(store_->maintenance_fd())) return next;
+        store_->maintain();
+        return Mover::kNow;  // it may have kicked
     }
     /// Steps the mover until it has nothing to do; false if that takes for ever.
     [[nodiscard]] bool settle() {
