@@ -58,6 +58,17 @@ void add_status(CLI::App& app, StatusOptions& o, int& exit_status) {
     c->callback([&] { exit_status = run_status(o); });
 }
 
+void add_top(CLI::App& app, TopOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("top", "Watch the devices");
+    c->add_option("NAME", o.name, "Only this device");
+    c->add_option("--interval", o.interval_s, "Seconds between two looks")
+        ->check(CLI::Range(0.1, 60.0))
+        ->capture_default_str();
+    c->add_flag_callback(
+        "--once", [&o] { o.frames = TopOptions::Frames::once; }, "Print one frame as plain text");
+    c->callback([&] { exit_status = run_top(o); });
+}
+
 void add_doctor(CLI::App& app, DoctorOptions& o, int& exit_status) {
     CLI::App* c = app.add_subcommand("doctor", "Say what this machine can do and what stands in the way");
     add_json(*c, o);
@@ -155,12 +166,14 @@ int run_command(int argc, char** argv) {
     UpOptions up;
     DownOptions down;
     StatusOptions status;
+    TopOptions top;
     DoctorOptions doctor;
     BenchOptions bench;
     DemoOptions demo;
     add_up(app, up, exit_status);
     add_down(app, down, exit_status);
     add_status(app, status, exit_status);
+    add_top(app, top, exit_status);
     add_doctor(app, doctor, exit_status);
     add_bench(app, bench, exit_status);
     add_demo(app, demo, exit_status);

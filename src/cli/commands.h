@@ -38,6 +38,11 @@ struct StatusOptions {
     Output output = Output::table;
     std::string columns;  ///< comma-separated; empty: the usual ones
 };
+struct TopOptions {
+    std::string name;       ///< empty: all
+    double interval_s = 1;  ///< between two looks
+    enum class Frames : std::uint8_t { live, once } frames = Frames::live;
+};
 struct DoctorOptions {
     Output output = Output::table;
 };
@@ -66,6 +71,7 @@ struct DemoOptions {
 int run_up(const UpOptions& options);
 int run_down(const DownOptions& options);
 int run_status(const StatusOptions& options);
+int run_top(const TopOptions& options);
 int run_doctor(const DoctorOptions& options);
 int run_bench(const BenchOptions& options);
 int run_swap_bench(const BenchOptions& options);
