@@ -18,3 +18,7 @@ vs_static_library(dep_uring liburing.h liburing.a)
 vs_static_library(dep_nl netlink/netlink.h libnl-3.a)
 vs_static_library(dep_nl_genl netlink/genl/genl.h libnl-genl-3.a)
 target_link_libraries(dep_nl_genl INTERFACE dep_nl)
+# Looks for descriptions of terminals where the distributions keep them: /etc, /lib and /usr/share/terminfo.
+vs_static_library(dep_tinfo term.h libtinfo.a)
+vs_static_library(dep_ncursesw curses.h libncursesw.a)
+target_link_libraries(dep_ncursesw INTERFACE dep_tinfo ${CMAKE_DL_LIBS})

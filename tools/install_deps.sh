@@ -4,7 +4,7 @@
 # network, if everything is there.
 set -eu
 
-build="g++ cmake ninja-build libfuse3-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev liburing-dev libnl-genl-3-dev"
+build="g++ cmake ninja-build libfuse3-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev liburing-dev libnl-genl-3-dev libncurses-dev"
 test="clang libgtest-dev python3 strace util-linux"
 bench="libbenchmark-dev python3"
 vm="python3 qemu-system-x86 busybox-static e2fsprogs fio strace"

@@ -128,6 +128,17 @@ void add_status(CLI::App& app, StatusOptions& o, int& exit_status) {
     c->callback([&] { exit_status = run_status(o); });
 }
 
+void add_top(CLI::App& app, TopOptions& o, int& exit_status) {
+    CLI::App* c = app.add_subcommand("top", "Watch the devices");
+    c->add_option("NAME", o.name, "Only this device");
+    c->add_option("--interval", o.interval_s, "Seconds between two looks")
+        ->check(CLI::Range(0.1, 60.0))
+        ->capture_default_str();
+    c->add_flag_callback(
+        "--once", [&o] { o.frames = TopOptions::Frames::once; }, "Print one frame as plain text");
+    c->callback([&] { exit_status = run_top(o); });
+}
+
 void add_doctor(CLI::App& app, DoctorOptions& o, int& exit_status) {
     CLI::App* c = app.add_subcommand("doctor", "Say what this machine can do and what stands in the way");
     add_json(*c, o);
@@ -228,6 +239,7 @@ int run_command(int argc, char** argv) {
     ResizeOptions resize;
     YieldOptions yield;
     yield.command = cut_command(argc, argv);
+    TopOptions top;
     DoctorOptions doctor;
     BenchOptions bench;
     DemoOptions demo;
@@ -236,6 +248,7 @@ int run_command(int argc, char** argv) {
     add_status(app, status, exit_status);
     add_resize(app, resize, exit_status);
     add_yield(app, yield, exit_status);
+    add_top(app, top, exit_status);
     add_doctor(app, doctor, exit_status);
     add_bench(app, bench, exit_status);
     add_demo(app, demo, exit_status);

@@ -57,6 +57,11 @@ struct YieldOptions {
     std::vector<std::string> command;  ///< for as long as it runs; empty: until the end is told
     Wait wait = Wait::yes;
 };
+struct TopOptions {
+    std::string name;       ///< empty: all
+    double interval_s = 1;  ///< between two looks
+    enum class Frames : std::uint8_t { live, once } frames = Frames::live;
+};
 struct DoctorOptions {
     Output output = Output::table;
 };
@@ -87,6 +92,7 @@ int run_down(const DownOptions& options);
 int run_status(const StatusOptions& options);
 int run_resize(const ResizeOptions& options);
 int run_yield(const YieldOptions& options);
+int run_top(const TopOptions& options);
 int run_doctor(const DoctorOptions& options);
 int run_bench(const BenchOptions& options);
 int run_swap_bench(const BenchOptions& options);

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 
@@ -120,10 +121,15 @@ Result<void> remove_device(const std::string& name) {
 }
 
 Result<DeviceStatus> device_status(const std::string& name) {
+    return device_status(name, kCallTimeoutMs);
+}
+
+Result<DeviceStatus> device_status(const std::string& name, int timeout_ms) {
     const DeviceDir dir = device_dir(name);
     const bool held = is_held(dir);
     Result<std::string> text = Error{Errc::not_found, 0, "not running"};
-    if (held) text = control_call(dir.socket(), to_json(ControlRequest{}), kCallTimeoutMs);
+    if (held) text = control_call(dir.socket(), to_json(ControlRequest{}), timeout_ms);
+    const bool silent = !text && text.error().sys == ETIMEDOUT;
     if (!text) text = read_small_file(dir.state());
     auto status = text ? parse_device_status(*text) : Result<DeviceStatus>(Error{});
     if (!status) {
@@ -133,6 +139,11 @@ Result<DeviceStatus> device_status(const std::string& name) {
         status = DeviceStatus{};
         status->name = name;
         status->state = "starting";
+    }
+    if (silent) {
+        status->state = "silent";
+        status->problem = fmt::format("its worker has not answered within {} s: busy or hung",
+                                      static_cast<double>(timeout_ms) / 1000);
     }
     if (!held) {
         status->state = "stale";

@@ -43,8 +43,9 @@ Result<DeviceStatus> ask_device(const std::string& name, const ControlRequest& r
 /// failed.
 Result<void> remove_device(const std::string& name);
 
-/// As the worker tells it, or else the guardian's last word; the swap columns from /proc/swaps. Errors:
-/// not_found.
+/// As the worker tells it, or else the guardian's last word, with the state "silent" if the worker lives but
+/// has not answered in time (10 s, or `timeout_ms`); the swap columns from /proc/swaps. Errors: not_found.
 Result<DeviceStatus> device_status(const std::string& name);
+Result<DeviceStatus> device_status(const std::string& name, int timeout_ms);
 
 }  // namespace vramswap

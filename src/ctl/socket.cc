@@ -41,9 +41,12 @@ bool readable_within(int fd, int timeout_ms) {
     return ::poll(&p, 1, timeout_ms) == 1;
 }
 
+Error no_answer() {
+    return {Errc::failed, ETIMEDOUT, "no answer on the control socket"};
+}
+
 Result<std::string> receive(int fd, int timeout_ms) {
-    if (!readable_within(fd, timeout_ms))
-        return Error{Errc::failed, ETIMEDOUT, "no answer on the control socket"};
+    if (!readable_within(fd, timeout_ms)) return no_answer();
     std::string text(kControlMessageBytes, '\0');
     const ssize_t n = ::recv(fd, text.data(), text.size(), MSG_DONTWAIT);
     if (n < 0) return sys_error("cannot read from the control socket");
@@ -92,7 +95,12 @@ Result<std::string> control_call(const std::string& path, std::string_view reque
     if (!address) return std::move(address).error();
     const UniqueFd fd = make_socket();
     if (!fd) return sys_error("cannot make a socket");
+    // A worker that hangs leaves clients waiting in the queue of its socket: when that is full, connect
+    // waits.
+    const timeval patience{timeout_ms / 1000, timeout_ms % 1000 * 1000};
+    ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (::connect(fd.get(), generic(*address), sizeof *address) != 0) {
+        if (errno == EAGAIN) return no_answer();
         Error error = sys_error(fmt::format("cannot reach the worker at {}", path));
         error.code = Errc::not_found;
         return error;

@@ -145,7 +145,7 @@ class BadInput(SystemTest):
     def test_not_root(self):
         os.chmod(self.scratch, 0o755)  # the build folder may lie where nobody else can go
         binary = shutil.copy(BINARY, self.scratch)
-        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["demo"], ["bench", "--swap"],
+        for command in (["up", "--gpu", "sim"], ["down", "x"], ["status"], ["top"], ["demo"], ["bench", "--swap"],
                         ["resize", "x", "1G"], ["yield", "x"]):
             done = subprocess.run([binary, *command], env=self.environment, capture_output=True, text=True,
                                   timeout=COMMAND_TIMEOUT_S, check=False, cwd="/", user=65534, group=65534,
