@@ -97,8 +97,8 @@ class Run:
                    "--output-junit", report, "--test-output-size-passed", WHOLE_OUTPUT,
                    "--test-output-size-failed", WHOLE_OUTPUT, *PARTS[name].ctest]
         left = self.left_s()
-        if left is not None:  # what runs then is ended as at a limit of its own
-            command += ["--stop-time", time.strftime("%H:%M:%S", time.localtime(time.time() + left))]
+        if left is not None:  # what runs then is ended as at a limit of its own; a time that is past means tomorrow
+            command += ["--stop-time", time.strftime("%H:%M:%S", time.localtime(time.time() + max(left, 2)))]
         closing = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as ctest:
             for line in ctest.stdout:
