@@ -19,29 +19,15 @@ build:
 demo: deps build
 	$(BINARY) demo
 
-# Everything this machine can run; the release tests come last, so that their closing lines end the output.
-test: test-deps test-clang test-asan test-tsan test-release
+# Everything this machine can run; the release tests come last, so that their closing lines end the output. LIMIT=S: ended,
+# as failed, after so many seconds.
+test: test-deps
+	tools/run_tests.py $(if $(LIMIT),--limit $(LIMIT)) clang asan tsan release
 
-test-release:
-	cmake --preset release -DVRAMSWAP_TESTS=ON >/dev/null
-	cmake --build --preset release
-	tools/run_ctest.py $(BUILD)
-
-# Model, unit and contract tests with AddressSanitizer and UndefinedBehaviorSanitizer.
-test-asan:
-	cmake --preset asan -DVRAMSWAP_TESTS=ON >/dev/null
-	cmake --build --preset asan --target sanitizer_tests
-	tools/run_ctest.py build/asan -L sanitizer
-
-test-tsan:
-	cmake --preset tsan -DVRAMSWAP_TESTS=ON >/dev/null
-	cmake --build --preset tsan --target sanitizer_tests
-	tools/run_ctest.py build/tsan -L sanitizer
-
-# clang's thread-safety analysis of the product, as errors.
-test-clang:
-	cmake --preset clang >/dev/null
-	cmake --build --preset clang
+# One part: clang's thread-safety analysis of the product, as errors; model, unit and contract tests with AddressSanitizer
+# and UndefinedBehaviorSanitizer, or with ThreadSanitizer; all tests without.
+test-clang test-asan test-tsan test-release: test-%:
+	tools/run_tests.py $*
 
 # The hot functions beside a bare memcpy; wants a quiet machine.
 micro:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Libraries, linked statically. fmt, CLI11 and nlohmann-json are used as headers. The GPU vendors' libraries are
-# opened at run time and are not needed to build.
+# Libraries, linked statically. CLI11 and nlohmann-json are used as headers. The GPU vendors' libraries are opened at run
+# time and are not needed to build.
 find_package(Threads REQUIRED)
 
 function(vs_static_library target header archive)
@@ -22,3 +22,13 @@ target_link_libraries(dep_nl_genl INTERFACE dep_nl)
 vs_static_library(dep_tinfo term.h libtinfo.a)
 vs_static_library(dep_ncursesw curses.h libncursesw.a)
 target_link_libraries(dep_ncursesw INTERFACE dep_tinfo ${CMAKE_DL_LIBS})
+
+# fmt as headers alone is compiled anew for every file that formats: half of the time of a build. Debian has it as a shared
+# library, which one binary for any distribution cannot need; so its source, as far as fmt.cc knows it, is compiled here.
+find_package(fmt REQUIRED)
+if(fmt_VERSION VERSION_LESS 11)
+  add_library(dep_fmt STATIC ${CMAKE_CURRENT_LIST_DIR}/fmt.cc)
+else()
+  add_library(dep_fmt INTERFACE)
+  target_compile_definitions(dep_fmt INTERFACE FMT_HEADER_ONLY=1)
+endif()

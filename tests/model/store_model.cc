@@ -910,6 +910,7 @@ std::uint64_t number_from_env(const char* name, std::uint64_t otherwise) {
 TEST(StoreModel, AgreesWithAMapOfPages) {
     constexpr int kOperations = 400;
     constexpr std::uint64_t kSeeds = 1000;
+    constexpr std::uint64_t kCounted = 500;  // so many must have met everything, each thing a tenth of them
     log_configure(LogStyle::plain, LogLevel::error, "store_model");
     const std::uint64_t first = number_from_env("VRAMSWAP_SEED_FIRST", 1);
     const std::uint64_t seeds = number_from_env("VRAMSWAP_SEEDS", kSeeds);
@@ -921,8 +922,8 @@ TEST(StoreModel, AgreesWithAMapOfPages) {
     }
     for (const auto& [name, count] : coverage.all()) {
         fmt::print("{:>10} {}\n", count, name);
-        if (seeds >= kSeeds) {
-            EXPECT_GE(count, kSeeds / 10) << name;
+        if (seeds >= kCounted) {
+            EXPECT_GE(count, seeds / 10) << name;
         }
     }
 }

@@ -7,7 +7,7 @@
 
 namespace {
 
-/// One line for each skip, which tools/run_ctest.py shows again at the end.
+/// One line for each skip, which tools/run_tests.py shows again at the end.
 class SkipPrinter : public ::testing::EmptyTestEventListener {
     void OnTestEnd(const ::testing::TestInfo& test) override {
         if (!test.result()->Skipped()) return;

@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ class Outcome:
     seconds: float
     timed_out: bool
     status: int
+    cpu_s: float = 0.0  # of the host's processors
 
     @property
     def booted(self):
@@ -53,7 +55,7 @@ class Machine:
 
     def run(self, limit_s, echo=False):
         """Boots and waits for the guest to switch itself off, at most limit_s seconds."""
-        begin = time.monotonic()
+        begin, cpu = time.monotonic(), _cpu_of_children()
         command = [*self.command, "-monitor", "none", "-serial", "stdio", "-serial", f"file:{self.report}"]
         lines, late, parent = [], threading.Event(), os.getpid()
         # pylint: disable=consider-using-with
@@ -79,7 +81,13 @@ class Machine:
             qemu.wait()
             signal.signal(signal.SIGTERM, previous)
         report = self.report.read_text(encoding="utf-8", errors="replace") if self.report.exists() else ""
-        return Outcome("".join(lines), report.replace("\r", ""), time.monotonic() - begin, late.is_set(), qemu.returncode)
+        return Outcome("".join(lines), report.replace("\r", ""), time.monotonic() - begin, late.is_set(), qemu.returncode,
+                       _cpu_of_children() - cpu)
+
+
+def _cpu_of_children():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _die_with(parent):

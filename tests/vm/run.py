@@ -127,7 +127,7 @@ def run_scenarios(options, vm):
         print(f"{name:<10} {words.get(verdict.status, 'FAILED'):<8} {verdict.seconds:6.1f} s")
         if options.results is None:
             print(verdict.text, end="")
-    print(f"{outcome.seconds:.0f} s in all")
+    print(f"{outcome.seconds:.0f} s in all, {outcome.cpu_s:.0f} s of processors")
     if options.results is not None:
         results.write(options.results, verdicts, outcome)
         if not outcome.booted:

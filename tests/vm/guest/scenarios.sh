@@ -11,8 +11,8 @@ run() {
     sh -c '. /vm/lib.sh; . "$0"' "/vm/scenarios/$1.sh" >&9 2>&1 &
     scenario=$!
     (
-        sleep "${LIMIT_S:-400}"
-        echo "ended after ${LIMIT_S:-400} s" >&9
+        sleep "${LIMIT_S:-300}"
+        echo "ended after ${LIMIT_S:-300} s" >&9
         for what in m w t; do echo "$what" >/proc/sysrq-trigger; done  # memory, who waits, everybody
         kill -KILL "$scenario"
     ) &
