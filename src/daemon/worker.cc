@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The worker: opens the GPU, builds the store, serves the frontend. Its main thread is the control thread: it
-// maintains the store and answers the control socket. It never calls swapoff(2).
+// The worker: opens the GPU and the spill, builds the store, serves the frontend. Its main thread is the
+// control thread: it maintains the store and answers the control socket. The monitor's thread watches the GPU
+// and tells the store how much VRAM to hold. It never calls swapoff(2).
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/signalfd.h>
@@ -9,13 +10,19 @@
 #include <array>
 #include <csignal>
 
+#include "base/clock.h"
 #include "base/log.h"
+#include "ctl/control_request.h"
 #include "ctl/messages.h"
 #include "ctl/runtime_dir.h"
 #include "ctl/socket.h"
 #include "daemon/guardian_link.h"
 #include "daemon/lifecycle.h"
+#include "daemon/monitor/monitor.h"
+#include "daemon/monitor/monitored_store.h"
+#include "daemon/monitor/policy_setup.h"
 #include "daemon/roles.h"
+#include "daemon/yields.h"
 #include "front/frontend.h"
 #include "gpu/drivers.h"
 #include "store/page_store.h"
@@ -41,6 +48,7 @@ class Worker {
     Result<void> start() {
         if (auto r = block_signals(); !r) return r;
         if (auto r = open_gpu_and_store(); !r) return r;
+        if (auto r = make_monitor(); !r) return r;
         if (auto r = lock_memory(LockMode::on_fault); !r) return r;
         become(WorkerState::locked);
         auto control = ControlServer::listen(dir_.socket());
@@ -53,6 +61,7 @@ class Worker {
         auto device = frontend_->start(*store_, {config_.name, config_.threads});
         if (!device) return std::move(device).error();
         device_ = std::move(*device);
+        if (auto r = monitor_->start(); !r) return r;
         become(WorkerState::serving);
         return guardian_.tell_ready(device_);
     }
@@ -60,17 +69,37 @@ class Worker {
     /// Until it is told to stop and the device is free.
     void serve() {
         while (state_ != WorkerState::stopped) {
-            std::array<pollfd, 4> events{pollfd{signals_.get(), POLLIN, 0}, pollfd{control_->fd(), POLLIN, 0},
+            std::array<pollfd, 5> events{pollfd{signals_.get(), POLLIN, 0}, pollfd{control_->fd(), POLLIN, 0},
                                          pollfd{store_->maintenance_fd(), POLLIN, 0},
-                                         pollfd{guardian_gone_ ? -1 : guardian_.fd(), 0, 0}};
+                                         pollfd{guardian_gone_ ? -1 : guardian_.fd(), 0, 0},
+                                         pollfd{yields_.fd(), POLLIN, 0}};
             if (::poll(events.data(), events.size(), kMaintenancePeriodMs) < 0) continue;
             if (events[0].revents != 0) take_signal();
             if (events[1].revents != 0)
                 control_->serve_one([this](std::string_view request) { return answer(request); });
             if ((events[3].revents & (POLLHUP | POLLERR)) != 0) guardian_is_gone();
+            if (yields_.end_of_the_dead()) tell_yields();
             store_->maintain();
             log_drain();
         }
+    }
+
+    /// What has to be done before the store goes. If the driver hangs, nothing may be destroyed that the
+    /// monitor still uses: the process ends as it is, and the kernel frees all.
+    void end() {
+        if (monitor_->stop() == Monitor::Ended::hangs) {
+            log_error(
+                "the GPU's driver does not answer: device {} ends without giving its memory back in order",
+                config_.name);
+            log_drain();
+            ::_exit(0);
+        }
+        monitor_.reset();
+        frontend_.reset();
+        store_.reset();
+        if (spill_ == nullptr) return;
+        if (auto closed = spill_->close(); !closed)
+            log_warning("cannot wipe the spill: {}", closed.error().text());
     }
 
   private:
@@ -91,7 +120,10 @@ class Worker {
         auto backend = open_gpu(drivers_, *gpu);
         if (!backend) return std::move(backend).error();
         backend_ = std::move(*backend);
+        if (auto opened = open_spill(); !opened) return opened;
         StoreConfig store;
+        store.spill = spill_.get();
+        store.patience_ns = 2 * PolicyConfig{}.period_ns;
         store.size = config_.size;
         store.segment = config_.segment;
         store.stage = config_.stage;
@@ -100,6 +132,34 @@ class Worker {
         if (!made) return std::move(made).error();
         store_ = std::move(*made);
         return {};
+    }
+
+    Result<void> open_spill() {
+        if (config_.spill.empty()) return {};
+        SpillConfig config;
+        config.path = config_.spill;
+        config.size_max = config_.spill_size.n == 0 ? config_.size : config_.spill_size;
+        auto spill = Spill::open(config);
+        if (!spill) return std::move(spill).error();
+        spill_ = std::move(*spill);
+        return {};
+    }
+
+    Result<void> make_monitor() {
+        auto policy = policy_config(config_);
+        if (!policy) return std::move(policy).error();
+        std::optional<EngineMode> mode;  // none: the policy's
+        if (config_.mode != "auto") mode = config_.mode == "turbo" ? EngineMode::turbo : EngineMode::copy;
+        monitored_ = std::make_unique<MonitoredStore>(*store_, 0, mode);
+        MonitorConfig config;
+        config.policy = *policy;
+        monitor_ = std::make_unique<Monitor>(*backend_, *monitored_, config);
+        return {};
+    }
+
+    void tell_yields() {
+        const auto most = yields_.vram_max();
+        monitor_->set_yield(most ? std::optional<Yield>(Yield{.most = *most}) : std::nullopt);
     }
 
     void become(WorkerState next) {
@@ -147,12 +207,30 @@ class Worker {
     }
 
     std::string answer(std::string_view request) {
-        if (request == R"({"op":"status"})") return to_json(status());
-        if (request == R"({"op":"stop"})") {
-            auto stopped = stop();
-            return stopped ? to_json(status()) : error_json(stopped.error());
+        const auto parsed = parse_control_request(request);
+        if (!parsed) return error_json(parsed.error());
+        const auto done = carry_out(*parsed);
+        return done ? to_json(status()) : error_json(done.error());
+    }
+
+    Result<void> carry_out(const ControlRequest& request) {
+        switch (request.op) {
+            case ControlRequest::Op::status:
+                return {};
+            case ControlRequest::Op::stop:
+                return stop();
+            case ControlRequest::Op::resize:
+                monitor_->set_manual_target(request.vram);
+                return {};
+            case ControlRequest::Op::yield:
+                if (!request.vram)
+                    yields_.end(request.holder);
+                else if (auto begun = yields_.begin(*request.vram, request.holder); !begun)
+                    return begun;
+                tell_yields();
+                return {};
         }
-        return error_json({Errc::usage, 0, "unknown request"});
+        return Error{Errc::usage, 0, "unknown request"};
     }
 
     /// What worker and guardian have beside the tables and the stage: buffers of the frontend, the GPU
@@ -183,6 +261,16 @@ class Worker {
         d.stored = s.stored;
         d.vram = s.vram;
         d.dirty = s.dirty;
+        d.staged = s.staged;
+        d.segment = config_.segment;
+        tell_moves(s, d);
+        const MonitorReport seen = monitor_->report();
+        tell(seen, d);
+        if (const std::string yield = yields_.text(); !yield.empty())
+            d.set_by_hand = seen.by_hand.target
+                                ? fmt::format("resize {}, {}", format_size(*seen.by_hand.target), yield)
+                                : yield;
+        if (d.problem.empty()) d.problem = vramswap::problem(seen, now_ns());
         d.ram = s.ram + own_memory();
         d.pages_read = s.pages_read;
         d.pages_written = s.pages_written;
@@ -198,11 +286,31 @@ class Worker {
         return d;
     }
 
+    void tell_moves(const StoreStats& s, DeviceStatus& d) const {
+        d.moved_out = s.moved_out;
+        d.moved_back = s.moved_back;
+        d.compacted = s.moved_within;
+        d.pages_read_spill = s.pages_read_spill;
+        d.pages_written_spill = s.pages_written_spill;
+        d.move_errors = s.move_errors;
+        d.read_latency.assign(s.read_latency.begin(), s.read_latency.end());
+        d.write_latency.assign(s.write_latency.begin(), s.write_latency.end());
+        if (spill_ == nullptr) return;
+        const SpillCounts counts = spill_->counts();
+        d.spilled = s.spilled;
+        d.spill_capacity = Bytes{kChunkBytes} * counts.capacity;
+        d.spill_on_disk = counts.on_disk;
+        d.spill_place = config_.spill;
+        d.spill_problem = spill_->problem();
+    }
+
     std::string problem(const StoreStats& s) const {
         if (s.gpu == Health::gpu_lost) return "the GPU is lost, and with it every page that was only there";
         if (s.gpu == Health::context_lost)
             return "the GPU context is lost: this worker can no longer read from VRAM";
         if (s.read_errors != 0) return fmt::format("{} pages could not be read", s.read_errors);
+        if (s.spill_writes_are_refused)
+            return "writes to the spill fail: what has its place there is not written";
         if (s.writes_are_refused) return "copies to VRAM fail: writes are refused, pages stay in RAM";
         if (guardian_gone_) return "the guardian is gone";
         return {};
@@ -218,7 +326,11 @@ class Worker {
     // In the order of construction; destroyed the other way round.
     std::vector<DriverEntry> drivers_;
     std::unique_ptr<Backend> backend_;
+    std::unique_ptr<Spill> spill_;
     std::unique_ptr<PageStore> store_;
+    std::unique_ptr<MonitoredStore> monitored_;
+    std::unique_ptr<Monitor> monitor_;
+    Yields yields_;
     std::unique_ptr<ControlServer> control_;
     std::unique_ptr<Frontend> frontend_;
 };
@@ -236,6 +348,7 @@ int run_worker() {
         return 1;
     }
     worker.serve();
+    worker.end();
     return 0;
 }
 

@@ -185,7 +185,7 @@ bool Mover::is_tight() const {
         homes += parts_.slots.used(gpu);
         slots += capacity(gpu);
     }
-    return homes + kept_free(slots) > slots;
+    return slots < parts_.state.header().chunks && homes + kept_free(slots) > slots;
 }
 
 /// Slots that may be used.
@@ -226,14 +226,15 @@ void Mover::carry_images(std::uint64_t now) {
             continue;
         }
         const std::uint32_t gpu = roomiest_gpu();
+        const bool comes_back = has_room(gpu) && parts_.slots.free_slots(gpu) > 0;
         const Moves::Begun begun =
-            has_room(gpu) ? moves_->begin_back({plus_one - 1}, gpu) : moves_->begin_flush(i);
+            comes_back ? moves_->begin_back({plus_one - 1}, gpu) : moves_->begin_flush(i);
         if (begun != Moves::Begun::yes) images_due_at_ = std::min(images_due_at_, now + kLookAgainNs);
     }
 }
 
-/// A disk that fails is asked again after a pause that grows to a second: the next write is the trial, and one
-/// more failure refuses again.
+/// A disk that fails is asked again after a pause that grows to a second: the next write is the trial, and
+/// one more failure refuses again.
 void Mover::look_at_spill(std::uint64_t now) {
     constexpr std::uint64_t kPauseNs = 1'000'000;
     const std::uint64_t failures = moves_->spill_failures_in_row();
@@ -277,9 +278,16 @@ std::uint64_t Mover::room(std::uint32_t gpu) const {
     return used < most ? most - used : 0;
 }
 
-/// For a chunk to come back, and not to have to go again at once.
+/// For a chunk to come there, and not to have to go again at once.
 bool Mover::has_room(std::uint32_t gpu) const {
-    return parts_.slots.free_slots(gpu) > 0 && room(gpu) > kMargin;
+    const bool tight = parts_.spill != nullptr && is_tight();
+    return room(gpu) > (tight ? kMargin : 0);
+}
+
+/// If it may be.
+void Mover::want_segment() {
+    parts_.slot_missing.store(true);
+    parts_.request_maintenance();
 }
 
 std::uint32_t Mover::roomiest_gpu() const {
@@ -346,8 +354,14 @@ Mover::Going Mover::move_out(std::uint32_t gpu) {
     const std::uint64_t used = parts_.slots.used(gpu) - moves_->leaving(gpu);
     if (used <= limit(gpu)) return Going::enough;
     std::uint32_t to = gpu;  // another GPU, if one has room
-    for (std::uint32_t other = 0; other < parts_.gpus; ++other)
-        if (other != gpu && has_room(other)) to = other;
+    for (std::uint32_t other = 0; other < parts_.gpus; ++other) {
+        if (other == gpu || !has_room(other)) continue;
+        if (parts_.slots.free_slots(other) == 0) {
+            want_segment();
+            return Going::blocked;
+        }
+        to = other;
+    }
     if (to == gpu && (parts_.spill == nullptr || now_ns_ < spill_not_before_)) return Going::blocked;
     // Room for new pages is made at once; what is given back to others, as fast as the policy says.
     const bool given_back = used > capacity(gpu);
@@ -370,14 +384,13 @@ Mover::Going Mover::move_out(std::uint32_t gpu) {
 Mover::Going Mover::move_back() {
     if (parts_.spill->used() == 0) return Going::enough;
     const std::uint32_t gpu = roomiest_gpu();
-    if (room(gpu) <= kMargin) return Going::enough;
+    if (!has_room(gpu)) return Going::enough;
     if (!may_spend()) {
         short_of_credit_ = true;
         return Going::enough;
     }
     if (parts_.slots.free_slots(gpu) == 0) {
-        parts_.slot_missing.store(true);  // a segment more, if it may be
-        parts_.request_maintenance();
+        want_segment();
         return Going::blocked;
     }
     const auto newest_use = [](const ChunkEntry& entry) -> std::optional<std::uint32_t> {

@@ -88,6 +88,7 @@ class Mover final : public Carrier {
     void carry_images(std::uint64_t now);
     void free_clean_images();
     [[nodiscard]] bool has_room(std::uint32_t gpu) const;
+    void want_segment();
     [[nodiscard]] std::uint64_t room(std::uint32_t gpu) const;
     [[nodiscard]] std::uint32_t roomiest_gpu() const;
     Going empty_closed(std::uint32_t gpu);

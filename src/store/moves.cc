@@ -311,7 +311,8 @@ IoStatus Moves::copied(Move& move) {
 }
 
 bool Moves::failed_lately(std::uint32_t chunk, std::uint64_t now) const {
-    return std::ranges::any_of(failed_, [&](const Failed& f) { return f.chunk == chunk && now < f.until_ns; });
+    return std::ranges::any_of(failed_,
+                               [&](const Failed& f) { return f.chunk == chunk && now < f.until_ns; });
 }
 
 bool Moves::advance(std::uint64_t now) {

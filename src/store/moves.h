@@ -143,7 +143,7 @@ class Moves {
     std::uint64_t spill_failures_ = 0;
     std::array<Failed, 32> failed_{};  ///< a ring: with more, the oldest are tried again earlier
     std::size_t next_failed_ = 0;
-    std::uint64_t now_ns_ = 0;  ///< of the last advance
+    std::uint64_t now_ns_ = 0;                              ///< of the last advance
     std::uint64_t window_began_ns_ = 0, window_bytes_ = 0;  ///< of rate_out
     MoveCounters counters_;
 };

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "store/store_queue.h"
 
@@ -21,6 +22,18 @@ std::uint32_t choose_mergers(const StoreConfig& config) {
     return Mergers::threads_for(static_cast<std::uint32_t>(config.stage.n / kChunkBytes),
                                 std::thread::hardware_concurrency());
 }
+
+/// While it lives a segment is being taken or given back.
+class SegmentChange {
+  public:
+    explicit SegmentChange(std::atomic<std::uint32_t>& count) : count_(count) { count_.fetch_add(1); }
+    ~SegmentChange() { count_.fetch_add(1); }
+    SegmentChange(const SegmentChange&) = delete;
+    SegmentChange& operator=(const SegmentChange&) = delete;
+
+  private:
+    std::atomic<std::uint32_t>& count_;
+};
 
 std::string segment_key(std::uint32_t number) {
     return fmt::format("segment-{}", number);
@@ -66,6 +79,7 @@ PageStore::PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_p
 
 Result<void> PageStore::start_up(const StoreConfig& config) {
     mergers_ = config.flusher.mergers.value_or(0);
+    patience_ns_ = config.patience_ns;
     for (Backend* gpu : gpus_)
         if (auto pinned = gpu->register_host(parts_->stage->memory()); !pinned)
             return std::move(pinned).error().in("cannot register the stage with the GPU");
@@ -155,14 +169,14 @@ void PageStore::obey(std::uint32_t gpu, const StoreOrder& order) {
     set_mode(order.mode);
     parts_->pacer.set_rate(order.swap_rate);
     mover_->set_rate(order.move_rate);
-    if (!changed) return;
-    parts_->request_maintenance();
-    mover_->kick(true);
+    if (changed || awaits_order_.load()) parts_->request_maintenance();
+    if (changed) mover_->kick(true);
 }
 
 StoreHoldings PageStore::holdings(std::uint32_t gpu) const {
     StoreHoldings h;
     const SlotAllocator& slots = parts_->slots;
+    h.segment_changes = parts_->segment_changes.load();
     h.vram = Bytes{parts_->state.header().segment_bytes} * slots.segments(gpu);
     h.wanted = Bytes{kChunkBytes} * slots.used(gpu);
     if (parts_->spill != nullptr) {
@@ -233,6 +247,7 @@ Result<void> PageStore::unregister_memory(std::span<std::byte> memory) {
 Result<void> PageStore::grow(std::uint32_t gpu) {
     const auto number = parts_->slots.unused_segment();
     if (!number) return {};
+    const SegmentChange change(parts_->segment_changes);
     const Bytes size{parts_->state.header().segment_bytes};
     Backend& backend = *gpus_[gpu];
     auto id = backend.allocate_segment(size);
@@ -252,6 +267,7 @@ Result<void> PageStore::grow(std::uint32_t gpu) {
 }
 
 void PageStore::shrink(SlotAllocator::Which which) {
+    const SegmentChange change(parts_->segment_changes);
     const auto number = parts_->slots.remove_empty_segment(which);
     if (!number) return;
     SegmentEntry& segment = parts_->state.segments()[*number];
@@ -273,7 +289,8 @@ void PageStore::maintain() {
     SlotAllocator& slots = parts_->slots;
     const std::uint32_t free_before = slots.free_slots();
     const std::uint32_t segments_before = slots.segments();
-    const bool missing = parts_->slot_missing.exchange(false);
+    bool missing = parts_->slot_missing.exchange(false);
+    if (awaits_order_.exchange(false)) missing = true;
     while (slots.has_empty_closed()) shrink(SlotAllocator::Which::closed);
     grow_as_needed(missing);
     for (std::uint32_t segments = slots.segments();
@@ -283,7 +300,7 @@ void PageStore::maintain() {
     }
     maintain_spill();
     if (slots.free_slots() != free_before || slots.segments() != segments_before) mover_->kick(true);
-    parts_->notify_room();
+    if (!awaits_order_.load()) parts_->notify_room();  // else they would only ask again, and again
 }
 
 /// Where the next segment comes from: the GPU that may hold more and holds the least. None: none may.
@@ -310,8 +327,12 @@ void PageStore::grow_as_needed(bool missing) {
     };
     while (!failed && wants_more()) {
         const auto gpu = growing_gpu(exhausted);
-        failed = !gpu.has_value();
-        if (failed) break;
+        if (!gpu) {
+            failed = exhausted.any() || patience_is_over();
+            if (!failed) awaits_order_.store(slots.free_slots() == 0);
+            break;
+        }
+        at_target_since_ns_ = 0;
         const auto grown = grow(*gpu);
         if (grown) {
             one_at_least = false;
@@ -327,6 +348,12 @@ void PageStore::grow_as_needed(bool missing) {
     for (std::uint32_t gpu = 0; gpu < parts_->gpus; ++gpu)
         failed = failed || (missing && slots.free_slots() == 0 && slots.closed(gpu) != 0);
     parts_->growth_failed.store(failed);
+}
+
+bool PageStore::patience_is_over() {
+    const std::uint64_t now = now_ns();
+    if (at_target_since_ns_ == 0) at_target_since_ns_ = now;
+    return now - at_target_since_ns_ >= patience_ns_;
 }
 
 /// Wipes and reserves; what the disk refuses is tried again each time, which is once a second as a rule.

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <bitset>
 #include <memory>
 #include <optional>
@@ -31,6 +32,9 @@ struct StoreConfig {
     FlusherConfig flusher{};
     EngineMode mode = EngineMode::copy;  ///< at first
     Spill* spill = nullptr;              ///< null: none; must outlive the store
+    /// Writes that find all VRAM taken that may be held wait so long for an order to hold more, before they
+    /// go to the spill or are refused. 0 where nobody gives orders.
+    std::uint64_t patience_ns = 0;
 };
 
 /// What is to be held and how, of one GPU. The policy's word, or a test's.
@@ -43,10 +47,11 @@ struct StoreOrder {
 
 /// What a policy needs to know of one GPU, ten to twenty times a second: counters only, no lock.
 struct StoreHoldings {
-    Bytes vram{};                 ///< segments
-    Bytes wanted{};               ///< what is stored, wherever it is, in whole chunks
-    Bytes spill_room{};           ///< of `wanted`, what is in the spill or would find room there
-    std::uint64_t move_rate = 0;  ///< bytes/s at which VRAM was emptied lately; 0: not measured
+    Bytes vram{};                       ///< segments
+    std::uint32_t segment_changes = 0;  ///< odd while one is being taken or given back
+    Bytes wanted{};                     ///< what is stored, wherever it is, in whole chunks
+    Bytes spill_room{};                 ///< of `wanted`, what is in the spill or would find room there
+    std::uint64_t move_rate = 0;        ///< bytes/s at which VRAM was emptied lately; 0: not measured
     std::uint64_t pages_in = 0, pages_out = 0;  ///< since the start
     std::uint32_t requests = 0;                 ///< in flight
 };
@@ -117,6 +122,7 @@ class PageStore final : public Target {
     Result<void> grow(std::uint32_t gpu);
     [[nodiscard]] std::optional<std::uint32_t> growing_gpu(const std::bitset<kGpusMax>& exhausted) const;
     void grow_as_needed(bool missing);
+    [[nodiscard]] bool patience_is_over();
     void shrink(SlotAllocator::Which which);
     void maintain_spill();
     void drop(std::string_view key);
@@ -128,6 +134,9 @@ class PageStore final : public Target {
     std::unique_ptr<Mover> mover_;
     std::uint32_t mergers_ = 0;
     Spill::Duty spill_duty_ = Spill::Duty::none;
+    std::uint64_t patience_ns_ = 0;
+    std::uint64_t at_target_since_ns_ = 0;  ///< 0: there is, or may be, more VRAM
+    std::atomic<bool> awaits_order_{false};
 };
 
 }  // namespace vramswap

@@ -152,6 +152,8 @@ class StoreParts {
     std::atomic<bool> refuse_writes{false};
     /// The same of the spill: what has its home there, or would get one, is not written.
     std::atomic<bool> refuse_spill_writes{false};
+    /// Counts beginnings and ends of taking or giving back a segment.
+    std::atomic<std::uint32_t> segment_changes{0};
     /// How much VRAM of each GPU may be held, in segments.
     std::array<std::atomic<std::uint32_t>, kGpusMax> target_segments;
     /// Holds writes back where others compute.

@@ -11,6 +11,7 @@
 #include <memory>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "gpu/sim/sim_driver.h"
 #include "store/page_store.h"
@@ -48,11 +49,16 @@ inline bool take_event(int fd) {
 class SteppedStore {
   public:
     /// `gpu` and `keeper` (may be null) must outlive it.
-    SteppedStore(SimGpu& gpu, StoreConfig config, FdKeeper* keeper) {
+    SteppedStore(SimGpu& gpu, StoreConfig config, FdKeeper* keeper)
+        : SteppedStore(std::vector<SimGpu*>{&gpu}, std::move(config), keeper) {}
+    SteppedStore(const std::vector<SimGpu*>& gpus, StoreConfig config, FdKeeper* keeper)
+        : gpus_(static_cast<std::uint32_t>(gpus.size())) {
         if (!config.flusher.costs)
             config.flusher.costs = CopyCosts{};                   // measured ones would differ each time
         if (!config.flusher.mergers) config.flusher.mergers = 0;  // and so would these
-        auto made = PageStore::create(gpu.backend(), config, keeper);
+        std::vector<Backend*> backends;
+        for (SimGpu* gpu : gpus) backends.push_back(&gpu->backend());
+        auto made = PageStore::create(backends, config, keeper);
         if (!made) throw std::runtime_error(made.error().text());
         store_ = std::move(*made);
     }
@@ -66,7 +72,9 @@ class SteppedStore {
     }
     /// The same without a merger: what waits for one goes on waiting.
     std::uint64_t step_flusher() {
-        const std::uint64_t next = store_->flusher().step(now_);
+        std::uint64_t next = store_->flusher().step(now_);
+        for (std::uint32_t gpu = 1; gpu < gpus_; ++gpu)
+            next = std::min(next, store_->flusher(gpu).step(now_));
         if (next != Flusher::kNow && next != Flusher::kNever) now_ = std::max(now_, next);
         return next;
     }
@@ -98,8 +106,7 @@ class SteppedStore {
     /// Steps until nothing is dirty or in flight; every page is in VRAM only then. False if that takes for
     /// ever.
     [[nodiscard]] bool drain() {
-        store_->flusher().set_draining(true);
-        store_->mover().set_draining(true);
+        set_draining(true);
         bool done = false;
         for (int n = 0; n < kStepsMax && !done; ++n) {
             done = step() == Flusher::kNever;
@@ -108,15 +115,22 @@ class SteppedStore {
                 done = false;
             }
         }
-        (void)store_->flusher().step(now_);  // frees what became clean in the last step
+        for (std::uint32_t gpu = 0; gpu < gpus_; ++gpu) {  // frees what became clean in the last step
+            (void)store_->flusher(gpu).step(now_);
+            done = done && !store_->flusher(gpu).anything_dirty();
+        }
         (void)store_->mover().step(now_);
-        store_->flusher().set_draining(false);
-        store_->mover().set_draining(false);
-        return done && !store_->flusher().anything_dirty();
+        set_draining(false);
+        return done;
     }
 
   private:
+    void set_draining(bool on) {
+        for (std::uint32_t gpu = 0; gpu < gpus_; ++gpu) store_->flusher(gpu).set_draining(on);
+        store_->mover().set_draining(on);
+    }
     static constexpr int kStepsMax = 100'000;
+    const std::uint32_t gpus_;
     std::uint64_t merged_ = 0;
     std::unique_ptr<PageStore> store_;
     /// Writes stamp pages with the real clock: far beyond it, all are due.

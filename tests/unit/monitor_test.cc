@@ -497,14 +497,18 @@ TEST(MonitoredStoreTest, TellsAndObeys) {
     config.segment = mib(4);
     config.stage = mib(8);
     test::SteppedStore store(gpu, config, nullptr);
-    MonitoredStore device(*store);
+    MonitoredStore device(*store, 0, {});
     EXPECT_EQ(device.sample().ours, mib(4));
+    EXPECT_EQ(device.sample().segment_changes, 2u) << "one was taken";
     EXPECT_EQ(device.sample().stored, Bytes{0});
     Plan plan;
     plan.mode = PlannedMode::turbo;
-    device.obey(plan);
+    device.obey(plan);  // its target is nothing
     EXPECT_EQ(store->stats().mode, EngineMode::turbo);
-    MonitoredStore(*store, EngineMode::copy).obey(plan);
+    ASSERT_TRUE(store.settle());
+    EXPECT_EQ(device.sample().ours, Bytes{0});
+    EXPECT_EQ(device.sample().segment_changes, 4u);
+    MonitoredStore(*store, 0, EngineMode::copy).obey(plan);
     EXPECT_EQ(store->stats().mode, EngineMode::copy);
 }
 

@@ -367,5 +367,80 @@ TEST_F(MoverTest, LatenciesAreCounted) {
     EXPECT_EQ(LatencyCounts::entry_of(~0ull), LatencyCounts::kEntries - 1);
 }
 
+// ---- several GPUs ----
+
+class TwoGpus : public MoverTest {
+  protected:
+    TwoGpus() {
+        queue_.reset();
+        store_.reset();
+        spill_ = std::make_unique<SteppedSpill>(8);
+        StoreConfig c = config(mib(4), 4);
+        c.spill = spill_->spill.get();
+        other_gpu_ = std::make_unique<test::SimGpu>(mib(64));
+        store_ = std::make_unique<test::SteppedStore>(
+            std::vector<test::SimGpu*>{gpu_.get(), other_gpu_.get()}, c, &keeper_);
+        queue_ = std::move(*store()->make_queue(kDepth));
+    }
+    ~TwoGpus() override {
+        queue_.reset();
+        store_.reset();
+    }
+    [[nodiscard]] std::uint64_t chunks_on(std::uint32_t gpu) {
+        return store()->holdings(gpu).wanted.n / kChunkBytes;
+    }
+    [[nodiscard]] Bytes held(std::uint32_t gpu) { return store()->holdings(gpu).vram; }
+    std::unique_ptr<test::SimGpu> other_gpu_;
+};
+
+TEST_F(TwoGpus, ChunksAreSpreadOverBoth) {
+    fill_all();
+    expect_all();
+    EXPECT_GE(chunks_on(0), 2u);
+    EXPECT_GE(chunks_on(1), 2u);
+    EXPECT_EQ(chunks_on(0) + chunks_on(1), kChunks);
+    EXPECT_LT(gpu_->free(), mib(64));
+    EXPECT_LT(other_gpu_->free(), mib(64));
+    // One request over chunks of both.
+    ASSERT_EQ(write(page_of(1, 0), 2 * kChunkPages, 3), IoStatus::ok);
+    ASSERT_TRUE(store().drain());
+    expect(page_of(1, 0), 2 * kChunkPages, 3);
+}
+
+TEST_F(TwoGpus, OneYieldsToTheOther) {
+    fill_all();
+    const std::uint64_t on_first = chunks_on(0);
+    store()->obey(0, {.vram_max = {0}});
+    ASSERT_TRUE(store().settle());
+    EXPECT_EQ(held(0), Bytes{0});
+    EXPECT_EQ(gpu_->free(), mib(64));
+    EXPECT_EQ(spilled(), 0u) << "the other one has room";
+    EXPECT_EQ(stats().moved_across, Bytes{on_first * kPages * kPageBytes});
+    expect_all();
+    store()->obey(1, {.vram_max = {0}});
+    ASSERT_TRUE(store().settle());
+    EXPECT_EQ(spilled(), kChunks);
+    expect_all();
+    store()->obey(0, {.vram_max = mib(64)});
+    ASSERT_TRUE(store().settle());
+    EXPECT_EQ(spilled(), 0u);
+    EXPECT_EQ(held(1), Bytes{0});
+    expect_all();
+}
+
+TEST_F(TwoGpus, OneThatFailsTakesNothingOfTheOtherWithIt) {
+    fill_all();
+    faults().lost = true;
+    std::uint32_t read_well = 0;
+    for (std::uint32_t c = 0; c < kChunks; ++c)
+        if (read(page_of(c, 3), kPages) == IoStatus::ok) {
+            expect_content(page_of(c, 3), kPages, 1, memory_);
+            ++read_well;
+        }
+    EXPECT_EQ(read_well, chunks_on(1));
+    EXPECT_FALSE(gpu_->backend().memory_info());  // looks, and so knows
+    EXPECT_EQ(stats().gpu, Health::gpu_lost);
+}
+
 }  // namespace
 }  // namespace vramswap

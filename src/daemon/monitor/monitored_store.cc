@@ -4,17 +4,24 @@
 namespace vramswap {
 
 MonitoredDevice::Sample MonitoredStore::sample() const {
-    const StoreStats s = store_.stats();
-    Sample sample;
-    sample.ours = s.vram;
-    sample.stored = s.stored;
-    sample.pages_in = s.pages_read;
-    sample.pages_out = s.pages_written;
-    return sample;
+    const StoreHoldings h = store_.holdings(gpu_);
+    return {.ours = h.vram,
+            .segment_changes = h.segment_changes,
+            .stored = h.wanted,
+            .spill_room = h.spill_room,
+            .move_rate = h.move_rate,
+            .pages_in = h.pages_in,
+            .pages_out = h.pages_out,
+            .queue_pages = h.requests};
 }
 
 void MonitoredStore::obey(const Plan& plan) {
-    store_.set_mode(mode_.value_or(plan.mode == PlannedMode::turbo ? EngineMode::turbo : EngineMode::copy));
+    static_assert(kNoLimit == Mover::kNoLimit && kNoLimit == Pacer::kNoLimit);
+    const EngineMode planned = plan.mode == PlannedMode::turbo ? EngineMode::turbo : EngineMode::copy;
+    store_.obey(gpu_, {.vram_max = plan.target,
+                       .mode = mode_.value_or(planned),
+                       .move_rate = plan.move_rate,
+                       .swap_rate = plan.swap_rate_max});
 }
 
 }  // namespace vramswap

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// MonitoredStore: a PageStore as a MonitoredDevice. Owned by the worker; the store must outlive it.
+// MonitoredStore: what a PageStore has on one GPU, as a MonitoredDevice. Owned by the worker; the store must
+// outlive it.
 #pragma once
 
 #include <optional>
@@ -11,15 +12,16 @@ namespace vramswap {
 
 class MonitoredStore final : public MonitoredDevice {
   public:
-    /// `mode`: always this one, whatever the plan says.
-    explicit MonitoredStore(PageStore& store, std::optional<EngineMode> mode = {})
-        : store_(store), mode_(mode) {}
+    /// `gpu`: its number in the store. `mode`: always this one, whatever the plan says.
+    MonitoredStore(PageStore& store, std::uint32_t gpu, std::optional<EngineMode> mode)
+        : store_(store), gpu_(gpu), mode_(mode) {}
 
     [[nodiscard]] Sample sample() const override;
     void obey(const Plan& plan) override;
 
   private:
     PageStore& store_;
+    const std::uint32_t gpu_;
     const std::optional<EngineMode> mode_;
 };
 

@@ -11,9 +11,15 @@ Result<PolicyConfig> policy_config(const DeviceConfig& device) {
         if (!headroom) return headroom.error();
         policy.headroom = *headroom;
     }
+    // A simulated GPU is nobody else's.
+    if (device.headroom.empty() && device.gpu.starts_with("sim")) policy.headroom = SizeSpec{};
     if (device.vram_max.n != 0) policy.target_max = device.vram_max;
     if (device.swap_rate_max.n != 0) policy.swap_rate_beside_others = device.swap_rate_max.n;
     if (device.mode == "copy") policy.mode = ModeChoice::always_copy;
+    // A segment is held even if nothing is stored: the first page that is swapped out does not wait for it.
+    policy.target_min = device.segment;
+    // Without a spill there would be nowhere to go with new pages.
+    if (device.spill.empty()) policy.on_battery = OnBattery::ignore;
     return policy;
 }
 

@@ -6,7 +6,7 @@
 FRONTENDS=${FRONTENDS:-ublk nbd loop}
 ROUNDS=${ROUNDS:-3}
 SECONDS_EACH=${SECONDS_EACH:-5}
-export VRAMSWAP_SIM="total=${VM_VRAM_MIB}M"
+export VRAMSWAP_SIM="total=$((VM_VRAM_MIB + 128))M"
 results=/tmp/results
 group=/sys/fs/cgroup/vm-bench
 
