@@ -26,6 +26,8 @@ constexpr std::uint64_t kImageAgeNs = 2'000'000;
 constexpr std::uint64_t kCreditMax = 8 * kChunkBytes;
 /// What comes back must leave so many slots more than is kept free, or it would soon have to go again.
 constexpr std::uint32_t kMargin = 4;
+/// Moves to the disk at once while faults wait for it: one is written while the other is fetched.
+constexpr std::uint32_t kBesideFaults = 2;
 constexpr std::uint64_t kUnlimited = std::uint64_t{1} << 40;  ///< slots
 
 /// Of so many slots.
@@ -369,6 +371,10 @@ Mover::Going Mover::move_out(std::uint32_t gpu) {
         short_of_credit_ = true;
         return Going::enough;
     }
+    // A fault waits behind what the disk has been given already: little, while there are any.
+    if (to == gpu && parts_.waiting_for_spill.load(std::memory_order_relaxed) != 0 &&
+        moves_->in_flight(Moves::Kind::out) >= kBesideFaults)
+        return Going::enough;
     const auto last_use = [&](const ChunkEntry& entry) -> std::optional<std::uint32_t> {
         if (!entry.slot.has() || parts_.slots.gpu_of(entry.slot.get()) != gpu) return {};
         return entry.last_use.load(std::memory_order_relaxed);

@@ -47,6 +47,11 @@ void Moves::warm_up() const {
     for (const auto& gpu : gpus_) warm_up_thread(*gpu);
 }
 
+std::uint32_t Moves::in_flight(Kind kind) const {
+    return static_cast<std::uint32_t>(std::ranges::count_if(
+        moves_, [&](const Move& m) { return m.phase != Move::Phase::idle && m.kind == kind; }));
+}
+
 std::uint32_t Moves::leaving(std::uint32_t gpu) const {
     return static_cast<std::uint32_t>(std::ranges::count_if(moves_, [&](const Move& m) {
         const bool from_vram = m.kind != Kind::back && m.kind != Kind::flush;

@@ -67,6 +67,7 @@ class Moves {
     bool advance(std::uint64_t now);
 
     [[nodiscard]] std::uint32_t in_flight() const { return in_flight_; }
+    [[nodiscard]] std::uint32_t in_flight(Kind kind) const;
     /// Slots of this GPU that become free when what is on its way has arrived.
     [[nodiscard]] std::uint32_t leaving(std::uint32_t gpu) const;
     /// Something ends within microseconds: it is worth looking again at once.

@@ -154,6 +154,8 @@ class StoreParts {
     std::atomic<bool> refuse_spill_writes{false};
     /// Counts beginnings and ends of taking or giving back a segment.
     std::atomic<std::uint32_t> segment_changes{0};
+    /// Requests that wait for the spill now: moves make way for them.
+    std::atomic<std::uint32_t> waiting_for_spill{0};
     /// How much VRAM of each GPU may be held, in segments.
     std::array<std::atomic<std::uint32_t>, kGpusMax> target_segments;
     /// Holds writes back where others compute.

@@ -14,6 +14,7 @@ void StoreQueue::begin_slow(const Transfer& transfer) {
     const auto idle = std::ranges::find_if(slow_, [](const SlowRead& s) { return !s.active; });
     *idle = SlowRead{.active = true, .transfer = transfer};
     ++slow_count_;
+    parts_.waiting_for_spill.fetch_add(1, std::memory_order_relaxed);
     want_from_spill(*idle);
     read_spill(static_cast<std::size_t>(idle - slow_.begin()));  // the owner may sleep before it polls
 }
@@ -46,6 +47,7 @@ std::size_t StoreQueue::poll_slow(std::span<BlockRequest*> done) {
             if (status != IoStatus::retry) {
                 slow.active = false;
                 --slow_count_;
+                parts_.waiting_for_spill.fetch_sub(1, std::memory_order_relaxed);
             }
             if (is_final(status)) {
                 complete(slow.transfer, status);

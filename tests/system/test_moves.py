@@ -67,7 +67,7 @@ class Moves(SystemTest):
         print("20 times to nothing and back:", found, file=sys.stderr)
         self.assert_all_right(found)
         status = self.status()
-        self.assertGreaterEqual(status["moved_out_bytes"], 20 * 512 * MIB)
+        self.assertGreaterEqual(status["moved_out_bytes"], 19 * 512 * MIB)  # but for what was just being written
         self.assertGreater(status["pages_read_spill"], 0)
         self.vramswap("down", "t0")
 
