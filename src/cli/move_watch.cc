@@ -79,7 +79,7 @@ bool MoveWatch::settled(const DeviceStatus& status) const {
 }
 
 double MoveWatch::share() const {
-    const auto of = [this](Bytes vram) { return static_cast<double>(vram.n); };
+    const auto of = [](Bytes vram) { return static_cast<double>(vram.n); };
     const double way = of(wanted_) - of(vram_before_);
     return way == 0 ? 1 : std::clamp((of(vram_) - of(vram_before_)) / way, 0.0, 1.0);
 }

@@ -54,7 +54,7 @@ class Mover final : public Carrier {
     }
 
     [[nodiscard]] const MoveCounters& counters() const { return moves_->counters(); }
-    /// Some chunks are on their way. For a test that runs no thread.
+    /// Some chunks are on their way. Any thread.
     [[nodiscard]] bool is_moving() const { return moves_->in_flight() != 0; }
     /// Nothing is dirty in images of spilled chunks. Any thread.
     [[nodiscard]] bool anything_dirty() const;

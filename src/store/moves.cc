@@ -100,7 +100,7 @@ Moves::Begun Moves::begin_out(ChunkIndex chunk) {
     move->chunk = chunk.n;
     if (!parts_.state.chunks()[chunk.n].slot.has()) return refuse(*move, Begun::not_now);
     const IoStatus taken = parts_.spill->take(move->to);
-    if (parts_.spill->needs_maintenance()) parts_.request_maintenance();
+    if (parts_.spill->needs_slots()) parts_.request_maintenance();
     if (taken != IoStatus::ok) return refuse(*move, Begun::no_room);
     if (!take_chunk(*move)) {
         parts_.spill->give_back(move->to);
@@ -442,7 +442,7 @@ bool Moves::change_home(Move& move) {
     count(move);
     if (move.kind == Kind::back) {
         parts_.spill->give_back(move.from);
-        if (parts_.spill->needs_maintenance()) parts_.request_maintenance();
+        if (parts_.spill->needs_slots()) parts_.request_maintenance();
     } else {
         parts_.give_slot(move.from);
     }

@@ -66,7 +66,8 @@ class Moves {
     /// Goes on with what is on its way. True if something happened.
     bool advance(std::uint64_t now);
 
-    [[nodiscard]] std::uint32_t in_flight() const { return in_flight_; }
+    /// Any thread.
+    [[nodiscard]] std::uint32_t in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
     [[nodiscard]] std::uint32_t in_flight(Kind kind) const;
     /// Slots of this GPU that become free when what is on its way has arrived.
     [[nodiscard]] std::uint32_t leaving(std::uint32_t gpu) const;
@@ -140,7 +141,7 @@ class Moves {
     const std::uint32_t scratch_chunks_;
     std::array<Move, kMovesMax> moves_{};
     std::array<bool, kScratchChunks> scratch_taken_{};
-    std::uint32_t in_flight_ = 0;
+    std::atomic<std::uint32_t> in_flight_{0};
     std::uint64_t spill_failures_ = 0;
     std::array<Failed, 32> failed_{};  ///< a ring: with more, the oldest are tried again earlier
     std::size_t next_failed_ = 0;

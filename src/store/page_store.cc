@@ -23,6 +23,9 @@ std::uint32_t choose_mergers(const StoreConfig& config) {
                                 std::thread::hardware_concurrency());
 }
 
+/// So long pages of others may stay in slots that nobody uses, while the spill is busy.
+constexpr std::uint64_t kWipeLatestNs = 10'000'000'000;
+
 /// While it lives a segment is being taken or given back.
 class SegmentChange {
   public:
@@ -360,6 +363,11 @@ bool PageStore::patience_is_over() {
 void PageStore::maintain_spill() {
     if (parts_->spill == nullptr) return;
     if (!parts_->spill->needs_maintenance() && spill_duty_ != Spill::Duty::later) return;
+    // What is only to be wiped waits for a quiet moment, but not for ever.
+    const std::uint64_t now = now_ns();
+    const bool quiet = parts_->waiting_for_spill.load() == 0 && !mover_->is_moving();
+    if (!parts_->spill->needs_slots() && !quiet && now < wiped_at_ns_ + kWipeLatestNs) return;
+    wiped_at_ns_ = now;
     spill_duty_ = parts_->spill->maintain();
     if (spill_duty_ == Spill::Duty::more) parts_->request_maintenance();
     mover_->kick(true);

@@ -134,6 +134,7 @@ class PageStore final : public Target {
     std::unique_ptr<Mover> mover_;
     std::uint32_t mergers_ = 0;
     Spill::Duty spill_duty_ = Spill::Duty::none;
+    std::uint64_t wiped_at_ns_ = 0;
     std::uint64_t patience_ns_ = 0;
     std::uint64_t at_target_since_ns_ = 0;  ///< 0: there is, or may be, more VRAM
     std::atomic<bool> awaits_order_{false};

@@ -78,7 +78,7 @@ void StoreParts::release_if_empty(ChunkEntry& entry) {
     if (entry.spill.has()) {
         spill->give_back(entry.spill.get());
         entry.spill.reset();
-        if (spill->needs_maintenance()) request_maintenance();
+        if (spill->needs_slots()) request_maintenance();
     }
 }
 

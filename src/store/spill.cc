@@ -80,9 +80,13 @@ IoStatus Spill::take(std::uint32_t& slot) {
 }
 
 bool Spill::needs_maintenance() const {
-    const bool short_of_slots = slots_.in(State::free) < kReserveAhead / 2 && slots_.in(State::absent) > 0;
-    return (short_of_slots && !growth_refused_.load()) ||
-           (slots_.in(State::stale) > 0 && !wipe_failed_.load());
+    return needs_slots() || (slots_.in(State::stale) > 0 && !wipe_failed_.load());
+}
+
+bool Spill::needs_slots() const {
+    if (slots_.in(State::free) >= kReserveAhead / 2) return false;
+    const bool grows = slots_.in(State::absent) > 0 && !growth_refused_.load();
+    return grows || (slots_.in(State::stale) > 0 && !wipe_failed_.load());
 }
 
 Spill::Duty Spill::maintain() {

@@ -64,6 +64,9 @@ class Spill {
     void retire(std::uint32_t slot) { slots_.retire(slot); }
     /// maintain has something to do: the caller's reason to wake the control thread.
     [[nodiscard]] bool needs_maintenance() const;
+    /// And it should not wait: slots are about to run out. Wiping and reserving hold up all reads and writes
+    /// of a file for a moment (ext4 and XFS let them come to an end first).
+    [[nodiscard]] bool needs_slots() const;
 
     // ---- control thread ----
 

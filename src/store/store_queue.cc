@@ -217,7 +217,7 @@ IoStatus StoreQueue::find_place_in_spill(ChunkEntry& entry) {
         return IoStatus::no_space;
     std::uint32_t slot = 0;
     const IoStatus status = parts_.spill->take(slot);
-    if (parts_.spill->needs_maintenance()) parts_.request_maintenance();
+    if (parts_.spill->needs_slots()) parts_.request_maintenance();
     if (status == IoStatus::ok) entry.spill.set(slot);
     return status;
 }
