@@ -80,11 +80,19 @@ void Mover::run() {
         else  // a slow or hung GPU: do not burn the CPU
             sleep_until(now + kLookAgainNs);
     }
+    // Who starts an operation of the disk stays until it has ended.
+    SpillQueue* const spill = moves_->spill();
+    while (spill != nullptr && spill->in_flight() != 0) {
+        spill->wait(-1);
+        static_cast<void>(moves_->advance(now_ns()));
+    }
 }
 
 void Mover::sleep_until(std::uint64_t when) {
     sleeping_.store(true);
-    if (!kicked_.load() && !stopping_.load()) {
+    // What the last look at one move has found out of another is no event any more.
+    const bool news = moves_->spill() != nullptr && moves_->spill()->has_ended();
+    if (!kicked_.load() && !stopping_.load() && !news) {
         timespec timeout{};
         if (when != kNever) {
             const std::uint64_t now = now_ns();
@@ -228,7 +236,8 @@ void Mover::carry_images(std::uint64_t now) {
             continue;
         }
         const std::uint32_t gpu = roomiest_gpu();
-        const bool comes_back = has_room(gpu) && parts_.slots.free_slots(gpu) > 0;
+        const bool comes_back =
+            has_room(gpu) && parts_.slots.free_slots(gpu) > 0 && !moves_->failed_lately(plus_one - 1, now);
         const Moves::Begun begun =
             comes_back ? moves_->begin_back({plus_one - 1}, gpu) : moves_->begin_flush(i);
         if (begun != Moves::Begun::yes) images_due_at_ = std::min(images_due_at_, now + kLookAgainNs);
@@ -300,6 +309,11 @@ std::uint32_t Mover::roomiest_gpu() const {
 }
 
 void Mover::begin_all() {
+    // What fails again and again is not this chunk or that: the GPU, or the disk.
+    if (now_ns_ < moves_->not_before()) {
+        blocked_ = true;
+        return;
+    }
     const auto all_of = [this](auto begin_one) {
         Going going = Going::on;
         while (going == Going::on) going = begin_one();
@@ -340,10 +354,10 @@ Mover::Going Mover::empty_closed(std::uint32_t gpu) {
     const bool over = parts_.spill != nullptr && parts_.slots.used(gpu) > limit(gpu);
     if (parts_.slots.free_slots(gpu) <= (over ? kFreeSlots : 0)) return Going::enough;
     const auto closed_segment = [&](const ChunkEntry& entry) -> std::optional<std::uint32_t> {
-        if (!entry.slot.has()) return {};
-        const std::uint32_t slot = entry.slot.get();
-        const std::uint32_t segment = slot / parts_.slots.slots_per_segment();
-        if (parts_.slots.gpu_of(slot) != gpu || !parts_.slots.is_closed(segment)) return {};
+        const auto slot = entry.slot.look();
+        if (!slot) return {};
+        const std::uint32_t segment = *slot / parts_.slots.slots_per_segment();
+        if (parts_.slots.gpu_of(*slot) != gpu || !parts_.slots.is_closed(segment)) return {};
         return segment;  // one segment after the other, so that some are soon empty
     };
     return take_next(in_closed_[gpu], closed_segment, [&](ChunkIndex chunk) {
@@ -376,7 +390,8 @@ Mover::Going Mover::move_out(std::uint32_t gpu) {
         moves_->in_flight(Moves::Kind::out) >= kBesideFaults)
         return Going::enough;
     const auto last_use = [&](const ChunkEntry& entry) -> std::optional<std::uint32_t> {
-        if (!entry.slot.has() || parts_.slots.gpu_of(entry.slot.get()) != gpu) return {};
+        const auto slot = entry.slot.look();
+        if (!slot || parts_.slots.gpu_of(*slot) != gpu) return {};
         return entry.last_use.load(std::memory_order_relaxed);
     };
     const Going going = take_next(coldest_[gpu], last_use, [&](ChunkIndex chunk) {

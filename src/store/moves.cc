@@ -19,6 +19,9 @@ constexpr std::uint32_t kGapPages = 16;
 /// So many failed writes in a row, and nothing new is put into the spill.
 constexpr std::uint64_t kSpillFailuresMax = 5;
 constexpr std::uint64_t kRateWindowNs = 50'000'000;
+/// So many moves given up in a row are a pause, which doubles with each more, to about a second.
+constexpr std::uint32_t kGivenUpMany = 4;
+constexpr std::uint64_t kPauseNs = 20'000'000;
 
 /// These pages, and those in narrow gaps between them.
 PageBits bridged(const PageBits& pages) {
@@ -98,13 +101,13 @@ Moves::Begun Moves::begin_out(ChunkIndex chunk) {
     if (move == nullptr || !take_scratch(*move)) return Begun::full;
     move->kind = Kind::out;
     move->chunk = chunk.n;
-    if (!parts_.state.chunks()[chunk.n].slot.has()) return refuse(*move, Begun::not_now);
+    if (!take_chunk(*move)) return refuse(*move, Begun::not_now);
     const IoStatus taken = parts_.spill->take(move->to);
     if (parts_.spill->needs_slots()) parts_.request_maintenance();
-    if (taken != IoStatus::ok) return refuse(*move, Begun::no_room);
-    if (!take_chunk(*move)) {
-        parts_.spill->give_back(move->to);
-        return refuse(*move, Begun::not_now);
+    if (taken != IoStatus::ok) {
+        release_chunk(*move);
+        end(*move);
+        return Begun::no_room;
     }
     set_off(*move);
     return Begun::yes;
@@ -392,6 +395,8 @@ void Moves::fail(Move& move) {
 void Moves::give_up(Move& move) {
     counters_.errors.fetch_add(1, std::memory_order_relaxed);
     failed_[next_failed_++ % failed_.size()] = {move.chunk, now_ns_ + kFailedLatelyNs};
+    if (++given_up_in_row_ >= kGivenUpMany)
+        not_before_ns_ = now_ns_ + (kPauseNs << std::min(given_up_in_row_ - kGivenUpMany, 6u));
     // The first failure may be that place's, those that follow at once are the disk's.
     const bool bad_slot =
         move.kind == Kind::out && move.phase == Move::Phase::storing && spill_failures_ == 1;
@@ -400,6 +405,8 @@ void Moves::give_up(Move& move) {
         parts_.give_slot(move.to);
     else if (bad_slot)
         parts_.spill->retire(move.to);
+    else if (move.phase == Move::Phase::fetching)
+        parts_.spill->put_back(move.to);
     else
         parts_.spill->give_back(move.to);
     end(move);
@@ -494,6 +501,7 @@ void Moves::note_spill_write(IoStatus status) {
 }
 
 void Moves::count(const Move& move) {
+    given_up_in_row_ = 0;
     const std::uint64_t bytes =
         move.kind == Kind::within ? kChunkBytes : std::uint64_t{move.pages.count()} * kPageBytes;
     switch (move.kind) {

@@ -73,6 +73,8 @@ class Moves {
     [[nodiscard]] std::uint32_t leaving(std::uint32_t gpu) const;
     /// Something ends within microseconds: it is worth looking again at once.
     [[nodiscard]] bool should_spin() const;
+    /// After several moves in a row that were given up: the time to begin the next.
+    [[nodiscard]] std::uint64_t not_before() const { return not_before_ns_; }
     /// Moving it was given up not long ago, because of what it has or where it is: others first.
     [[nodiscard]] bool failed_lately(std::uint32_t chunk, std::uint64_t now) const;
     /// The last write to the spill failed: the next should wait a little.
@@ -145,7 +147,9 @@ class Moves {
     std::uint64_t spill_failures_ = 0;
     std::array<Failed, 32> failed_{};  ///< a ring: with more, the oldest are tried again earlier
     std::size_t next_failed_ = 0;
-    std::uint64_t now_ns_ = 0;                              ///< of the last advance
+    std::uint64_t now_ns_ = 0;  ///< of the last advance
+    std::uint32_t given_up_in_row_ = 0;
+    std::uint64_t not_before_ns_ = 0;
     std::uint64_t window_began_ns_ = 0, window_bytes_ = 0;  ///< of rate_out
     MoveCounters counters_;
 };

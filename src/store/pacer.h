@@ -24,16 +24,16 @@ class Pacer {
         const auto ns =
             static_cast<std::uint64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate));
         std::uint64_t paid = paid_at_.load(std::memory_order_relaxed);
-        while (
-            !paid_at_.compare_exchange_weak(paid, std::max(paid, now_ns) + ns, std::memory_order_relaxed)) {
+        // A debt is not paid for longer than kDebtMaxNs, or many reads would hold writes up without end.
+        const auto later = [&] { return std::min(std::max(paid, now_ns) + ns, now_ns + kDebtMaxNs); };
+        while (!paid_at_.compare_exchange_weak(paid, later(), std::memory_order_relaxed)) {
         }
     }
     /// When the next write may begin; 0: now.
     [[nodiscard]] std::uint64_t not_before(std::uint64_t now_ns) const {
         if (!limits()) return 0;
         const std::uint64_t paid = paid_at_.load(std::memory_order_relaxed);
-        // A long debt is not paid at a later, higher rate; nor is a clock that went back waited for.
-        return paid <= now_ns ? 0 : std::min(paid, now_ns + kDebtMaxNs);
+        return paid <= now_ns ? 0 : paid;
     }
 
   private:

@@ -26,6 +26,9 @@ std::uint32_t choose_mergers(const StoreConfig& config) {
 /// So long pages of others may stay in slots that nobody uses, while the spill is busy.
 constexpr std::uint64_t kWipeLatestNs = 10'000'000'000;
 
+/// They are woken so often at least, come what may.
+constexpr std::uint64_t kNotifyLatestNs = 500'000'000;
+
 /// While it lives a segment is being taken or given back.
 class SegmentChange {
   public:
@@ -303,7 +306,20 @@ void PageStore::maintain() {
     }
     maintain_spill();
     if (slots.free_slots() != free_before || slots.segments() != segments_before) mover_->kick(true);
-    if (!awaits_order_.load()) parts_->notify_room();  // else they would only ask again, and again
+    notify_if_changed(missing);
+}
+
+/// Wakes who waits for room, if there may be any that there was not: else they would only ask again, and
+/// again.
+void PageStore::notify_if_changed(bool missing) {
+    const Room room{parts_->slots.free_slots(), parts_->spill == nullptr ? 0 : parts_->spill->ready(),
+                    parts_->growth_failed.load()};
+    const std::uint64_t now = now_ns();
+    const bool long_ago = now >= notified_at_ns_ + kNotifyLatestNs;
+    if (awaits_order_.load() || (!missing && room == notified_ && !long_ago)) return;
+    notified_ = room;
+    notified_at_ns_ = now;
+    parts_->notify_room();
 }
 
 /// Where the next segment comes from: the GPU that may hold more and holds the least. None: none may.

@@ -125,6 +125,7 @@ class PageStore final : public Target {
     [[nodiscard]] bool patience_is_over();
     void shrink(SlotAllocator::Which which);
     void maintain_spill();
+    void notify_if_changed(bool missing);
     void drop(std::string_view key);
 
     const std::vector<Backend*> gpus_;
@@ -135,6 +136,15 @@ class PageStore final : public Target {
     std::uint32_t mergers_ = 0;
     Spill::Duty spill_duty_ = Spill::Duty::none;
     std::uint64_t wiped_at_ns_ = 0;
+    /// What those who wait for room were last told of.
+    struct Room {
+        std::uint32_t free_slots = 0;
+        std::uint32_t spill_slots = 0;
+        bool growth_failed = false;
+        bool operator==(const Room&) const = default;
+    };
+    Room notified_{};
+    std::uint64_t notified_at_ns_ = 0;
     std::uint64_t patience_ns_ = 0;
     std::uint64_t at_target_since_ns_ = 0;  ///< 0: there is, or may be, more VRAM
     std::atomic<bool> awaits_order_{false};

@@ -60,6 +60,8 @@ class Spill {
     IoStatus take(std::uint32_t& slot);
     /// Its bytes are no longer needed. REQUIRES: taken, nothing in flight for it.
     void give_back(std::uint32_t slot) { slots_.give_back(slot); }
+    /// As give_back, for one that nothing was written to: it can be taken again at once.
+    void put_back(std::uint32_t slot) { slots_.put_back(slot); }
     /// As give_back, but it is never taken again: the disk failed there. It is wiped by close.
     void retire(std::uint32_t slot) { slots_.retire(slot); }
     /// maintain has something to do: the caller's reason to wake the control thread.
@@ -87,6 +89,8 @@ class Spill {
     /// Slots in use, and those that it has room for besides, as far as is known now. Any thread.
     [[nodiscard]] std::uint32_t used() const { return slots_.in(SpillSlots::State::used); }
     [[nodiscard]] std::uint32_t room() const;
+    /// Slots that can be taken at once. Any thread.
+    [[nodiscard]] std::uint32_t ready() const { return slots_.in(SpillSlots::State::free); }
     [[nodiscard]] const SpillCounters& counters() const { return counters_; }
     /// What is wrong, in sentences for users, and what they may not expect; empty if nothing is.
     [[nodiscard]] std::string problem() const;

@@ -45,6 +45,8 @@ class SpillSlots {
     /// A used one becomes stale or bad; others stay what they are.
     void give_back(std::uint32_t slot) VS_EXCLUDES(mutex_) { leave(slot, State::stale); }
     void retire(std::uint32_t slot) VS_EXCLUDES(mutex_) { leave(slot, State::bad); }
+    /// A used one becomes free again: nothing was written there.
+    void put_back(std::uint32_t slot) VS_EXCLUDES(mutex_) { leave(slot, State::free); }
 
     /// These are used. Error usage: beyond the end, or named twice.
     Result<void> adopt(std::span<const std::uint32_t> used) VS_EXCLUDES(mutex_);

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "base/clock.h"
@@ -52,6 +53,12 @@ struct OptionalIndex {
     std::atomic<std::uint32_t> plus_one{0};
     [[nodiscard]] bool has() const { return load() != 0; }
     [[nodiscard]] std::uint32_t get() const { return load() - 1; }
+    /// Both at once, for those without the lock.
+    [[nodiscard]] std::optional<std::uint32_t> look() const {
+        const std::uint32_t value = load();
+        if (value == 0) return std::nullopt;
+        return value - 1;
+    }
     void set(std::uint32_t index) { plus_one.store(index + 1, std::memory_order_relaxed); }
     void reset() { plus_one.store(0, std::memory_order_relaxed); }
 
@@ -60,8 +67,8 @@ struct OptionalIndex {
 };
 
 /// Where a chunk lives. Its lock bit guards the entry, the page entries of the chunk and its stage image's
-/// bits and bytes. It is held for memory copies only: never over a system call, a GPU call or another chunk's
-/// lock.
+/// bits and bytes.It is held for memory copies only: never over a GPU call, another chunk's lock or a system
+/// call, but for the write that signals an eventfd, which does not wait.
 ///
 /// A chunk has one home, in VRAM or in the spill. Only in a state that a dead process has left both may be
 /// set: then the clean pages are whole in either.

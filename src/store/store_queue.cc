@@ -160,6 +160,10 @@ IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece
     {
         const ChunkLock lock(entry);
         if (any_writing(entry, piece)) return IoStatus::retry;
+        if (!all_zero && has_to_wait(entry, request, transfer)) {
+            parts_.kick_all();
+            return IoStatus::retry;
+        }
         // Acknowledging a page without a home would promise what may not be kept.
         IoStatus status = all_zero ? IoStatus::ok : find_home(entry);
         if (status == IoStatus::ok && !all_zero && !entry.image.has()) {
@@ -169,6 +173,7 @@ IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece
             if (!stage_it || !find_image(entry, piece.chunk, must_stage ? Need::must : Need::wish)) {
                 const bool wait = stage_it && locality_.clustered() && !has_waited(request);
                 if (!must_stage && !wait) {
+                    parts_.note_use(entry);
                     begin_direct(entry, piece, *transfer);
                     return IoStatus::ok;
                 }
@@ -187,11 +192,23 @@ IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece
             carrier = h.carrier.load(std::memory_order_relaxed);
             parts_.note_use(entry);
         }
+        if (status != IoStatus::ok && entry.stored == 0 && entry.pins == 0 && entry.spill.has()) {
+            parts_.spill->put_back(entry.spill.get());  // taken for nothing
+            entry.spill.reset();
+        }
         parts_.release_if_empty(entry);  // zeros only, or a slot taken for nothing
         if (status != IoStatus::ok) return status;
     }
     if (!all_zero) parts_.kick(carrier, full);
     return IoStatus::ok;
+}
+
+/// Under the chunk's lock. An image is needed, and there is none: to look for a home would only disturb.
+bool StoreQueue::has_to_wait(const ChunkEntry& entry, const BlockRequest& request,
+                             const Transfer* transfer) const {
+    if (entry.image.has() || parts_.stage->free_images() != 0) return false;
+    if (transfer == nullptr || entry.spill.has() || parts_.pacer.limits()) return true;
+    return request.bytes < kDirectBytesMin && locality_.clustered() && !has_waited(request);
 }
 
 /// Under the chunk's lock. In VRAM as long as there is some to be had.

@@ -144,6 +144,8 @@ class StoreQueue final : public TargetQueue {
 
     IoStatus write(BlockRequest& request);
     IoStatus write_piece(const BlockRequest& request, const Piece& piece, Transfer* transfer);
+    [[nodiscard]] bool has_to_wait(const ChunkEntry& entry, const BlockRequest& request,
+                                   const Transfer* transfer) const;
     IoStatus find_home(ChunkEntry& entry);
     IoStatus find_place_in_spill(ChunkEntry& entry);
     enum class Need : std::uint8_t { wish, must };

@@ -125,6 +125,7 @@ void StoreQueue::read_spill(std::size_t number) {
             } else {
                 flight->ticket = 0;
                 slow.failed = true;
+                slow_ready_ = true;  // no event will tell
             }
             first = stop;
         }

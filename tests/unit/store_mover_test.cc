@@ -327,6 +327,8 @@ TEST_F(MoverTest, ReadsOfTheSpillAndOfVramMayBeOneRequest) {
     ASSERT_EQ(write(page_of(2, 0), kChunkPages, 4), IoStatus::ok);
     ASSERT_TRUE(store().drain());
     store()->maintain();
+    for (const std::uint32_t c : {3u, 4u, 5u}) expect(page_of(c, 3), 1, 1);
+    store()->maintain();
     expect(page_of(2, 0), 1, 4);  // the hottest
     order(mib(8));
     ASSERT_TRUE(store().settle());
@@ -365,6 +367,34 @@ TEST_F(MoverTest, LatenciesAreCounted) {
     EXPECT_EQ(LatencyCounts::entry_of(1), 0u);
     EXPECT_EQ(LatencyCounts::entry_of(1'000'000), 39u);  // 2^19.93
     EXPECT_EQ(LatencyCounts::entry_of(~0ull), LatencyCounts::kEntries - 1);
+}
+
+TEST(Pacer, WritesPayForReadsButNotForEver) {
+    constexpr std::uint64_t kSecond = 1'000'000'000;
+    Pacer pacer;
+    pacer.charge(gib(100).n, kSecond);
+    EXPECT_EQ(pacer.not_before(kSecond), 0u) << "no ceiling";
+    pacer.set_rate(mib(100).n);
+    pacer.charge(mib(50).n, kSecond);
+    EXPECT_EQ(pacer.not_before(kSecond), kSecond + kSecond / 2);
+    EXPECT_EQ(pacer.not_before(kSecond + kSecond / 2), 0u);
+    for (int n = 0; n < 100; ++n) pacer.charge(mib(50).n, 2 * kSecond);
+    EXPECT_EQ(pacer.not_before(2 * kSecond), 3 * kSecond);
+    EXPECT_EQ(pacer.not_before(3 * kSecond), 0u);
+}
+
+TEST_F(MoverTest, APageThatCannotBeReadDoesNotKeepItsChunksNewPagesInTheStage) {
+    fill_all();
+    shrink_to({0});
+    order(mib(64), 0);
+    (void)store().step_mover();
+    disk().corrupt_reads = 1'000'000;
+    write_staged(page_of(1, 100), 2, 9);
+    store()->maintain();
+    ASSERT_TRUE(store().drain());
+    disk().corrupt_reads = 0;
+    expect(page_of(1, 100), 2, 9);
+    expect(page_of(1, 3), kPages, 1);
 }
 
 // ---- several GPUs ----

@@ -171,7 +171,8 @@ void UblkQueue::serve() {
     while (!is_done()) {
         const bool busy = queue_->should_spin();
         enter_kernel();
-        const unsigned events = take_events() + poll_target();
+        unsigned events = take_events();  // first: it empties the target's event
+        events += poll_target();
         if (try_parked_) try_parked_again();
         if (!busy || events > 0) {
             fruitless = 0;
@@ -197,7 +198,7 @@ void UblkQueue::enter_kernel() {
 
 /// Until there is an event; what is to be submitted goes with the same system call.
 void UblkQueue::sleep() {
-    if (parked_.empty()) {
+    if (parked_.empty() && queue_->in_flight() == 0) {
         static_cast<void>(::io_uring_submit_and_wait(&ring_, 1));
         return;
     }
