@@ -31,6 +31,9 @@ struct PolicyConfig {
     /// Bytes/s of growth: as fast as Linux swaps out, which waits for it; 200 MiB between two decisions, so a
     /// wrong guess is seen before it has cost much.
     std::uint64_t grow_rate = 4ull << 30;
+    /// Beyond the target, before the next decision: what is swapped out in half a second, should that be
+    /// late.
+    Bytes grow_unasked = gib(1);
     /// Bytes/s of moves where no measured rate is known: what shrinking to a good disk should reach.
     std::uint64_t move_rate = 2'000'000'000;
     /// Bytes/s of moves that nobody waits for (back from the spill; on battery): a twentieth of a PCIe 4.0

@@ -36,6 +36,9 @@ enum class Reason : std::uint8_t {
 
 struct Plan {
     Bytes target{};  ///< for our segments, a multiple of a segment
+    /// Not less than the target: up to here the device may grow by itself, as pages come, before the next
+    /// plan.
+    Bytes most{};
     PlannedMode mode = PlannedMode::copy;
     std::uint64_t move_rate = 0;             ///< bytes/s of background moves; 0: none; or kNoLimit
     std::uint64_t swap_rate_max = kNoLimit;  ///< bytes/s of swap in and out

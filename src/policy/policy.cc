@@ -98,6 +98,7 @@ Plan Policy::decide(const Snapshot& snapshot, std::uint64_t now_ns) {
 
     mode_ = choose_mode(snapshot);
     return {.target = {target_},
+            .most = {most(snapshot, wish, limit, reason)},
             .mode = mode_,
             .move_rate = choose_move_rate(snapshot, wish.reason, limit),
             .swap_rate_max = others_idle() ? kNoLimit : config_.swap_rate_beside_others,
@@ -230,6 +231,19 @@ Reason Policy::grow(const Wish& wish, std::uint64_t limit) {
         if (step > 0) grown_at_ = now_;
     }
     return target_ == wish.bytes ? wish.reason : Reason::growing;
+}
+
+/// Whoever swaps cannot wait for the next plan, which may be late when the machine is short of RAM. What is
+/// not needed is not taken, so this is not more than the target grows by itself.
+std::uint64_t Policy::most(const Snapshot& snapshot, const Wish& wish, std::uint64_t limit,
+                           Reason reason) const {
+    const bool grows = reason == Reason::enough || reason == Reason::growing || reason == Reason::empty;
+    const bool shrinks = snapshot.ours.n > target_;
+    if (!grows || shrinks || !calm() || sight(snapshot) != Sight::clear) return target_;
+    const std::uint64_t room = minus(limit, config_.segment.n);
+    const std::uint64_t unasked = plus(target_, config_.grow_unasked.n);
+    const std::uint64_t wished = reason == Reason::empty ? config_.target_max.n : wish.most;
+    return std::max(target_, whole_segments(std::min({room, wished, unasked})));
 }
 
 PlannedMode Policy::choose_mode(const Snapshot& snapshot) const {

@@ -74,6 +74,8 @@ class Policy {
     Reason grow(const Wish& wish, std::uint64_t limit);
     void judge_growth(std::uint64_t limit);
     [[nodiscard]] bool calm() const { return !cramped_at_ || now_ - *cramped_at_ >= calm_ns_; }
+    [[nodiscard]] std::uint64_t most(const Snapshot& snapshot, const Wish& wish, std::uint64_t limit,
+                                     Reason reason) const;
     [[nodiscard]] PlannedMode choose_mode(const Snapshot& snapshot) const;
     [[nodiscard]] std::uint64_t choose_move_rate(const Snapshot& snapshot, Reason wished,
                                                  std::uint64_t limit) const;

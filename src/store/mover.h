@@ -49,8 +49,7 @@ class Mover final : public Carrier {
     void kick(bool urgent) noexcept override;
     /// Bytes/s of moves out and back; 0: none; kNoLimit. Any thread.
     void set_rate(std::uint64_t rate) noexcept {
-        rate_.store(rate, std::memory_order_relaxed);
-        kick(true);
+        if (rate_.exchange(rate, std::memory_order_relaxed) != rate) kick(true);
     }
 
     [[nodiscard]] const MoveCounters& counters() const { return moves_->counters(); }

@@ -18,7 +18,7 @@ MonitoredDevice::Sample MonitoredStore::sample() const {
 void MonitoredStore::obey(const Plan& plan) {
     static_assert(kNoLimit == Mover::kNoLimit && kNoLimit == Pacer::kNoLimit);
     const EngineMode planned = plan.mode == PlannedMode::turbo ? EngineMode::turbo : EngineMode::copy;
-    store_.obey(gpu_, {.vram_max = plan.target,
+    store_.obey(gpu_, {.vram_max = plan.most,
                        .mode = mode_.value_or(planned),
                        .move_rate = plan.move_rate,
                        .swap_rate = plan.swap_rate_max});
