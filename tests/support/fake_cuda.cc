@@ -237,7 +237,8 @@ std::uint64_t address_of(const void* p) {
 int copy(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
     const bool up = is_device(to, bytes) && is_pinned(from, bytes);
     const bool down = is_device(from, bytes) && is_pinned(to, bytes);
-    if (!up && !down) return code::kInvalidValue;
+    const bool within = is_device(from, bytes) && is_device(to, bytes);
+    if (!up && !down && !within) return code::kInvalidValue;
     std::memcpy(pointer(to), pointer(from), bytes);
     return 0;
 }
