@@ -454,9 +454,9 @@ void SeedRun::operate() {
         discard();
     else if (what < 71)
         step();
-    else if (what < 83)
-        merge();
     else if (what < 85)
+        merge();
+    else if (what < 87)
         store_->maintain();
     else if (what < 94)
         (void)poll(static_cast<std::uint32_t>(random_.below(kQueues)), 1 + random_.below(kQueueDepth));
@@ -566,7 +566,7 @@ void SeedRun::step() {
     if (random_.one_in(4))
         (void)store_.step_early();
     else
-        (void)(random_.one_in(3) ? store_.step() : store_.step_flusher());
+        (void)(random_.one_in(6) ? store_.step() : store_.step_flusher());
 }
 
 /// What is merged is not sent yet.

@@ -106,6 +106,7 @@ class SteppedStore {
     /// Steps until nothing is dirty or in flight; every page is in VRAM only then. False if that takes for
     /// ever.
     [[nodiscard]] bool drain() {
+        store_->mover().stop();  // from here on the test is its thread
         set_draining(true);
         bool done = false;
         for (int n = 0; n < kStepsMax && !done; ++n) {
