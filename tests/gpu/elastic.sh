@@ -17,14 +17,11 @@ field() { "$build/vramswap" status --json | python3 -c "import json,sys; print(j
 keep() { "$build/vramswap" status --json >"$out/status.$1.json"; }
 
 "$build/vramswap" up e0 --gpu cuda --size "${device_gib}G" --no-swapon --spill "/dev/shm:${device_gib}G" || exit 1
-mkfifo "$out/end"
-"$build/verifying_load" "$(field device)" <"$out/end" >"$out/load.out" &
+mkfifo "$out/end" "$out/told"
+"$build/verifying_load" "$(field device)" <"$out/end" >"$out/told" &
 load=$!
-exec 7>"$out/end"
-while ! grep -q full "$out/load.out"; do
-    kill -0 "$load" || exit 1
-    sleep 1
-done
+exec 7>"$out/end" 8<"$out/told"
+read -r line <&8 && [ "$line" = full ] || exit 1  # until the device is full
 keep full
 for round in 1 2 3; do
     "$build/vramswap" resize e0 1G | tee -a "$out/resize.txt" || failed=1
@@ -36,8 +33,8 @@ done
 python3 "$here/step_job.py" "$job_gib" 2 | tee "$out/job.json" || failed=1
 keep job
 exec 7>&-
+cat <&8 | tee "$out/load.json"
 wait "$load" || failed=1
-tail -n 1 "$out/load.out"
 "$build/vramswap" down e0 || failed=1
 echo "failed=$failed"
 exit $failed
