@@ -14,6 +14,12 @@ export VRAMSWAP_RUNTIME_DIR="$out/run"
 failed=0
 
 field() { "$build/vramswap" status --json | python3 -c "import json,sys; print(json.load(sys.stdin)['devices'][0]['$1'])"; }
+show() { # FILE COMMAND...: its output there and here; its failure is ours
+    to=$1
+    shift
+    "$@" >"$out/last" || failed=1
+    tee -a "$out/$to" <"$out/last"
+}
 keep() { "$build/vramswap" status --json >"$out/status.$1.json"; }
 
 "$build/vramswap" up e0 --gpu cuda --size "${device_gib}G" --no-swapon --spill "/dev/shm:${device_gib}G" || exit 1
@@ -24,13 +30,13 @@ exec 7>"$out/end" 8<"$out/told"
 read -r line <&8 && [ "$line" = full ] || exit 1  # until the device is full
 keep full
 for round in 1 2 3; do
-    "$build/vramswap" resize e0 1G | tee -a "$out/resize.txt" || failed=1
+    show resize.txt "$build/vramswap" resize e0 1G
     keep "small.$round"
-    "$build/vramswap" resize e0 100% | tee -a "$out/resize.txt" || failed=1
+    show resize.txt "$build/vramswap" resize e0 100%
     keep "large.$round"
 done
-"$build/vramswap" resize e0 auto | tee -a "$out/resize.txt"
-python3 "$here/step_job.py" "$job_gib" 2 | tee "$out/job.json" || failed=1
+show resize.txt "$build/vramswap" resize e0 auto
+show job.json python3 "$here/step_job.py" "$job_gib" 2
 keep job
 exec 7>&-
 cat <&8 | tee "$out/load.json"
