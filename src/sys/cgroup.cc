@@ -348,7 +348,9 @@ Result<void> MemoryCgroup::set_limit(Bytes limit) {
     if (Result<void> checked = check_limit(limit); !checked) return checked;
     const std::string number = fmt::format("{}", limit.n);
     if (version_ == CgroupVersion::v1) return write_file(file("memory.limit_in_bytes"), number);
-    if (Result<void> written = write_file(file("memory.max"), number); !written) return written;
+    if (Result<void> written = write_file(file("memory.high"), number); !written) return written;
+    const std::string last = fmt::format("{}", 2 * limit.n);
+    if (Result<void> written = write_file(file("memory.max"), last); !written) return written;
     Result<void> unlimited = write_file(file("memory.swap.max"), "max");
     // Without swap accounting the file is missing and nothing limits swap.
     if (!unlimited && unlimited.error().code != Errc::not_found) return unlimited;

@@ -61,9 +61,11 @@ class MemoryCgroup {
     /// The directory, below SysRoot; empty after remove().
     [[nodiscard]] const std::string& path() const { return path_; }
 
-    /// v1: memory.limit_in_bytes; memsw stays unlimited. v2: memory.max, with memory.swap.max = max. The
-    /// kernel rounds down to pages. Lowering blocks while it reclaims. Errors: usage, below one page; busy
-    /// (v1), if the kernel cannot reclaim that much; failed.
+    /// v1: memory.limit_in_bytes; memsw stays unlimited. v2: memory.high, which lets a process wait while its
+    /// pages are on their way to a slow device; at memory.max Linux 6.12 kills it after a second or so, for v2
+    /// does not wait for writeback as v1 does. memory.max is twice that, memory.swap.max = max. The kernel
+    /// rounds down to pages. Lowering blocks while it reclaims. Errors: usage, below one page; busy (v1), if
+    /// the kernel cannot reclaim that much; failed.
     [[nodiscard]] Result<void> set_limit(Bytes limit);
     /// Moves a process with its threads into the group. What it has in RAM stays charged where it was.
     /// Errors: usage, for an id below 1; not_found, if it has ended; failed.

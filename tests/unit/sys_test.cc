@@ -1144,7 +1144,7 @@ TEST(CgroupCreate, EnablesTheControllerInTheParent) {
     // Plain directories get no control files, so setting the limit fails and the group must go away again.
     const auto group = MemoryCgroup::create("test", mib(64), tree.root());
     ASSERT_FALSE(group);
-    EXPECT_NE(group.error().message.find("user.slice/test/memory.max"), std::string::npos)
+    EXPECT_NE(group.error().message.find("user.slice/test/memory.high"), std::string::npos)
         << group.error().message;
     EXPECT_EQ(tree.get("/sys/fs/cgroup/user.slice/cgroup.subtree_control"), "+memory");
     EXPECT_EQ(tree.get("/sys/fs/cgroup/cgroup.subtree_control"), "cpu memory\n");
@@ -1181,7 +1181,7 @@ TEST(CgroupCreate, RefusesWhatCannotBe) {
 TEST(CgroupFiles, V2) {
     const FakeTree tree;
     const std::string path = "/sys/fs/cgroup/test";
-    for (const auto* name : {"memory.max", "memory.swap.max", "cgroup.procs", "cgroup.kill"}) {
+    for (const auto* name : {"memory.high", "memory.max", "memory.swap.max", "cgroup.procs", "cgroup.kill"}) {
         tree.put(path + "/" + name, "");
     }
     tree.put(path + "/memory.current", "123456\n");
@@ -1190,7 +1190,8 @@ TEST(CgroupFiles, V2) {
     {
         MemoryCgroup group = MemoryCgroup::adopt(CgroupVersion::v2, path, "", tree.root());
         ASSERT_TRUE(group.set_limit(mib(64)));
-        EXPECT_EQ(tree.get(path + "/memory.max"), "67108864");
+        EXPECT_EQ(tree.get(path + "/memory.high"), "67108864");
+        EXPECT_EQ(tree.get(path + "/memory.max"), "134217728");
         EXPECT_EQ(tree.get(path + "/memory.swap.max"), "max");
         EXPECT_EQ(group.usage().value_or({}), Bytes{123456});
         EXPECT_EQ(group.swap_used().value_or({}), Bytes{~std::uint64_t{0}});
@@ -1316,7 +1317,7 @@ TEST(CgroupReal, LimitsCountsKillsAndLeavesNothing) {
     MemoryCgroup group = std::move(*made);
     const std::string path = group.path();
     const bool is_v1 = group.version() == CgroupVersion::v1;
-    EXPECT_EQ(read_small_file(path + (is_v1 ? "/memory.limit_in_bytes" : "/memory.max")).value_or(""),
+    EXPECT_EQ(read_small_file(path + (is_v1 ? "/memory.limit_in_bytes" : "/memory.high")).value_or(""),
               "67108864\n");
     EXPECT_TRUE(group.pids().value_or({1}).empty());
     EXPECT_EQ(group.oom_kills().value_or(9), 0u);

@@ -15,9 +15,7 @@ pages=${ARMED_PAGES:-300}
 
 up a 48M
 worker=$(status_of a worker_pid)
-# A limit that slows down: a traced worker is so slow that one that kills would.
-mkdir /sys/fs/cgroup/vm-armed
-echo 8M >/sys/fs/cgroup/vm-armed/memory.high
+new_group vm-armed 8M
 start_hog armed vm-armed 24 busy
 swapped() { [ "$(vmstat_of pswpout)" -ge "$out" ] && [ "$(vmstat_of pswpin)" -ge "$in" ]; }
 strace -ff -qq -e signal=none -o /tmp/strace -p "$worker" &

@@ -7,7 +7,7 @@ new_group vm-idle 6M
 start_hog idle vm-idle 28 idle
 start_hog busy vm-busy 18 busy
 # The kernel reads it all back: there must be room for it.
-for group in vm-busy vm-idle; do echo max >"/sys/fs/cgroup/$group/memory.max"; done
+for group in vm-busy vm-idle; do echo max >"/sys/fs/cgroup/$group/memory.high"; done
 used=$(status_of s swap_used_bytes)
 echo "$used bytes in swap"
 expect "$used" -ge $((24 << 20))
