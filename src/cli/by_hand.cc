@@ -33,10 +33,25 @@ Result<Bytes> parse_vram(const std::string& text, const DeviceStatus& device) {
                  "Choose less; a larger device needs `vramswap down` and `vramswap up --size`"};
 }
 
-Result<void> follow_move(const std::string& name, MoveWatch& watch, const Interrupts* interrupts) {
+Result<DeviceStatus> device_on(const std::string& name, const std::string& gpu) {
+    auto status = serving_device(name);
+    if (!status || gpu.empty()) return status;
+    for (const GpuPart& part : status->gpus) {
+        if (part.selector != gpu) continue;
+        status->vram = part.vram;
+        status->vram_target = part.target;
+        status->reason = part.reason;
+        return status;
+    }
+    return Error{Errc::usage, 0, fmt::format("device {} is not on GPU '{}'", name, gpu),
+                 fmt::format("It is on {}", status->gpu)};
+}
+
+Result<void> follow_move(const std::string& name, const std::string& gpu, MoveWatch& watch,
+                         const Interrupts* interrupts) {
     Progress progress(watch.gives_back() ? "giving VRAM back" : "taking VRAM");
     for (;;) {
-        auto status = serving_device(name);
+        auto status = device_on(name, gpu);
         if (!status) return std::move(status).error();
         const MoveWatch::Verdict verdict = watch.look(*status, now_ns());
         if (verdict == MoveWatch::Verdict::done) return {};

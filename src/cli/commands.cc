@@ -31,7 +31,7 @@ void add_elastic(CLI::App& c, UpOptions& o) {
          "Where pages go when VRAM is given back: auto (a file in /var/lib/vramswap, if the disk can), "
          "none, or a directory or block device with an optional size, PATH[:SIZE]")
         ->capture_default_str();
-    c.add_option("--vram-max", o.vram_max, "Never more VRAM than this, such as 4G or 50% of the GPU's");
+    c.add_option("--vram-max", o.vram_max, "Never more VRAM of each GPU than this, such as 4G or 50%");
     c.add_option("--segment", o.segment, "VRAM is taken and given back in pieces of this, a multiple of 2M")
         ->capture_default_str();
     c.add_option("--swap-rate-max", o.swap_rate_max,
@@ -43,7 +43,10 @@ void add_up(CLI::App& app, UpOptions& o, int& exit_status) {
     c->add_option("NAME", o.name, "Name of the device")->capture_default_str();
     c->add_option("--size", o.size, "Size, such as 6G, or 80% of the VRAM that is free")
         ->capture_default_str();
-    c->add_option("--gpu", o.gpu, "auto, cuda, cuda:0, a UUID, a PCI id, or sim")->capture_default_str();
+    c->add_option(
+         "--gpu", o.gpu,
+         "auto, cuda, cuda:0, a UUID, a PCI id, or sim; several, with commas, for one device over them")
+        ->capture_default_str();
     c->add_option("--frontend", o.frontend, "auto, ublk, nbd, loop")->capture_default_str();
     c->add_option("--priority", o.priority, "Swap priority, 0 to 32767")
         ->check(CLI::Range(0, kSwapPriorityMax))
@@ -83,6 +86,7 @@ void add_resize(CLI::App& app, ResizeOptions& o, int& exit_status) {
                   "VRAM to hold, rounded up to segments: 4G, 50% of the device's size, 0; or auto: "
                   "the policy decides again")
         ->required();
+    c->add_option("--gpu", o.gpu, "Only on this GPU of a device over several, such as cuda:1");
     add_no_wait(*c, o.wait, "Do not wait until it is done");
     c->callback([&] { exit_status = run_resize(o); });
 }
@@ -99,7 +103,9 @@ void add_yield(CLI::App& app, YieldOptions& o, int& exit_status) {
         "--for", [] {},
         "COMMAND...: run it, with all that follows as its arguments, and end with it; the exit "
         "status is the command's");
-    end->excludes(size)->excludes(command);
+    CLI::Option* gpu =
+        c->add_option("--gpu", o.gpu, "Only of this GPU of a device over several, such as cuda:1");
+    end->excludes(size)->excludes(command)->excludes(gpu);
     add_no_wait(*c, o.wait, "Do not wait until VRAM is given back; with --for, start the command at once");
     c->callback([&o, command, &exit_status] {
         if (command->count() != 0 && o.command.empty())

@@ -48,11 +48,13 @@ enum class Wait : std::uint8_t { yes, no };
 struct ResizeOptions {
     std::string name;
     std::string vram;  ///< an amount, or auto
+    std::string gpu;   ///< only there; empty: on all of the device's
     Wait wait = Wait::yes;
 };
 struct YieldOptions {
     std::string name;
     std::string vram = "0";  ///< that it may keep
+    std::string gpu;         ///< only of this one; empty: of all of the device's
     enum class End : std::uint8_t { later, now } end = End::later;
     std::vector<std::string> command;  ///< for as long as it runs; empty: until the end is told
     Wait wait = Wait::yes;

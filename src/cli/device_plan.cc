@@ -14,10 +14,27 @@ namespace {
 
 constexpr int kProbeTimeoutMs = 60'000;  // a failing GPU makes driver calls hang for up to 45 s (Xid 119)
 
-const ProbedGpu* find_gpu(const Probe& probe, const std::string& selector) {
-    for (const auto& gpu : probe.gpus)
-        if (gpu.selector == selector) return &gpu;
-    return nullptr;
+std::vector<ProbedGpu> selected_gpus(const Probe& probe) {
+    std::vector<ProbedGpu> selected;
+    for (const auto& selector : probe.selected_gpus)
+        for (const auto& gpu : probe.gpus)
+            if (gpu.selector == selector) selected.push_back(gpu);
+    return selected;
+}
+
+/// REQUIRES: one at least.
+ProbedGpu joined(const std::vector<ProbedGpu>& gpus) {
+    ProbedGpu all = gpus.front();
+    bool alike = true;
+    for (std::size_t n = 1; n < gpus.size(); ++n) {
+        alike = alike && gpus[n].name == gpus.front().name;
+        all.selector += "," + gpus[n].selector;
+        all.name += " + " + gpus[n].name;
+        all.total = all.total + gpus[n].total;
+        all.free = all.free + gpus[n].free;
+    }
+    if (alike && gpus.size() > 1) all.name = fmt::format("{} x {}", gpus.size(), gpus.front().name);
+    return all;
 }
 
 Result<Bytes> parse_bytes(std::string_view text, const char* option) {
@@ -78,14 +95,14 @@ Result<ParsedWish> parse(const DeviceWish& wish) {
     return parsed;
 }
 
-/// What of the GPU the device may have.
+/// What of the GPUs the device may have, together.
 struct VramLimits {
-    Bytes most{};      ///< at any time
-    Bytes free{};      ///< now
-    Bytes vram_max{};  ///< as configured; 0: none
+    Bytes most{};  ///< at any time
+    Bytes free{};  ///< now
 };
 
-Result<VramLimits> limits_for(const DeviceWish& wish, const ParsedWish& parsed, const ProbedGpu& gpu) {
+/// What it may have of this one at any time.
+Result<Bytes> limit_of(const DeviceWish& wish, const ParsedWish& parsed, const ProbedGpu& gpu) {
     const std::string of_gpu = fmt::format("GPU {} has ({})", gpu.selector, format_size(gpu.total));
     if (parsed.segment > gpu.total)
         return Error{Errc::usage, 0, fmt::format("--segment {} is more than {}", wish.segment, of_gpu),
@@ -93,18 +110,28 @@ Result<VramLimits> limits_for(const DeviceWish& wish, const ParsedWish& parsed, 
     if (parsed.headroom && parsed.headroom->of(gpu.total) >= gpu.total)
         return Error{Errc::usage, 0, fmt::format("--headroom {} is all that {}", wish.headroom, of_gpu),
                      "Nothing would be left for the device: choose less"};
-    VramLimits limits{gpu.total, gpu.free, {}};
-    if (!parsed.vram_max) return limits;
-    limits.vram_max = parsed.vram_max->of(gpu.total);
-    if (limits.vram_max > gpu.total)
+    if (!parsed.vram_max) return gpu.total;
+    const Bytes vram_max = parsed.vram_max->of(gpu.total);
+    if (vram_max > gpu.total)
         return Error{Errc::usage, 0, fmt::format("--vram-max {} is more than {}", wish.vram_max, of_gpu),
                      "Leave it out: the device takes no more than it has use for"};
-    if (limits.vram_max < parsed.segment)
+    if (vram_max < parsed.segment)
         return Error{Errc::usage, 0,
                      fmt::format("--vram-max {} is less than a segment ({})", wish.vram_max,
                                  format_size(parsed.segment)),
                      "Choose more, or a smaller --segment"};
-    limits.most = std::min(gpu.total, {round_down(limits.vram_max.n, parsed.segment.n)});
+    return std::min(gpu.total, {round_down(vram_max.n, parsed.segment.n)});
+}
+
+Result<VramLimits> limits_for(const DeviceWish& wish, const ParsedWish& parsed,
+                              const std::vector<ProbedGpu>& gpus) {
+    VramLimits limits;
+    for (const ProbedGpu& gpu : gpus) {
+        const auto most = limit_of(wish, parsed, gpu);
+        if (!most) return most.error();
+        limits.most = limits.most + *most;
+        limits.free = limits.free + gpu.free;
+    }
     return limits;
 }
 
@@ -169,27 +196,27 @@ Result<DevicePlan> plan_device(const DeviceWish& wish, AllowSim sim, GpuLook loo
     if (!parsed) return std::move(parsed).error();
     auto probe = probe_machine(wish.gpu, sim, wish.frontend, look);
     if (!probe) return std::move(probe).error();
-    const ProbedGpu* gpu = find_gpu(*probe, probe->selected_gpu);
-    if (gpu == nullptr || !probe->problem.message.empty()) return probe->problem;
-    auto limits = limits_for(wish, *parsed, *gpu);
+    const std::vector<ProbedGpu> gpus = selected_gpus(*probe);
+    if (gpus.empty() || !probe->problem.message.empty()) return probe->problem;
+    auto limits = limits_for(wish, *parsed, gpus);
     if (!limits) return std::move(limits).error();
     auto spill = plan_spill(parsed->spill, parsed->segment);
     if (!spill) return std::move(spill).error();
-    auto size = size_for(wish.size, parsed->size, *limits, *gpu, *spill);
-    if (!size) return std::move(size).error();
     DevicePlan plan;
-    plan.gpu = *gpu;
+    plan.gpu = joined(gpus);
+    auto size = size_for(wish.size, parsed->size, *limits, plan.gpu, *spill);
+    if (!size) return std::move(size).error();
     plan.spill = std::move(*spill);
     DeviceConfig& config = plan.config;
     config.name = wish.name;
     config.size = *size;
-    config.gpu = gpu->selector;
+    config.gpu = plan.gpu.selector;
     config.frontend = probe->selected_frontend;
     config.threads = wish.threads;
     config.mode = wish.mode;
     config.segment = parsed->segment;
     config.headroom = wish.headroom;
-    config.vram_max = limits->vram_max;
+    config.vram_max = wish.vram_max;
     config.swap_rate_max = parsed->swap_rate_max;
     config.spill = plan.spill.path;
     // More than the device is never used.

@@ -35,7 +35,7 @@ struct DeviceWish {
 
 struct DevicePlan {
     DeviceConfig config;
-    ProbedGpu gpu;
+    ProbedGpu gpu;  ///< several as if they were one: their selectors, names and sums
     SpillPlan spill;
 };
 /// Errors: usage (an option that makes no sense, or more than GPU and spill can hold), unavailable, no_memory

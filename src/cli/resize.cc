@@ -14,9 +14,11 @@ namespace {
 
 using Op = ControlRequest::Op;
 
-int resize_by_policy(const std::string& name) {
-    if (auto asked = ask_device(name, {Op::resize}); !asked) return report(asked.error());
-    fmt::print("{}: the policy decides again how much VRAM it holds\n", name);
+int resize_by_policy(const ResizeOptions& options) {
+    if (auto asked = ask_device(options.name, {Op::resize, {}, 0, options.gpu}); !asked)
+        return report(asked.error());
+    fmt::print("{}: the policy decides again how much VRAM it holds{}\n", options.name,
+               options.gpu.empty() ? "" : " on " + options.gpu);
     return kExitDone;
 }
 
@@ -30,19 +32,21 @@ Bytes in_segments(Bytes vram, const DeviceStatus& device) {
 int run_resize(const ResizeOptions& options) {
     if (auto root = require_root("`vramswap resize`"); !root) return report(root.error());
     const Interrupts interrupts;
-    const auto before = serving_device(options.name);
+    const auto before = device_on(options.name, options.gpu);
     if (!before) return report(before.error());
-    if (options.vram == "auto") return resize_by_policy(options.name);
+    if (options.vram == "auto") return resize_by_policy(options);
     const auto vram = parse_vram(options.vram, *before);
     if (!vram) return report(vram.error());
     const Bytes wanted = in_segments(*vram, *before);
     MoveWatch watch(MoveWatch::Goal::exactly, wanted, *before, now_ns());
-    if (auto asked = ask_device(options.name, {Op::resize, wanted}); !asked) return report(asked.error());
+    if (auto asked = ask_device(options.name, {Op::resize, wanted, 0, options.gpu}); !asked)
+        return report(asked.error());
     if (options.wait == Wait::no) {
         fmt::print("{} was told to hold {} of VRAM\n", options.name, format_size(wanted));
         return kExitDone;
     }
-    if (auto moved = follow_move(options.name, watch, &interrupts); !moved) return report(moved.error());
+    if (auto moved = follow_move(options.name, options.gpu, watch, &interrupts); !moved)
+        return report(moved.error());
     fmt::print("{} {} and holds {}; up to {} until `vramswap resize {} auto`\n", options.name,
                watch.account(), format_size(watch.vram()), format_size(wanted), options.name);
     return kExitDone;

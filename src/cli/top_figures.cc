@@ -219,23 +219,22 @@ std::vector<StyledLine> FigureWriter::policy() const {
     return {rows_.row(s.reason.empty() ? "policy" : "", fields)};
 }
 
-std::vector<StyledLine> FigureWriter::gpu() const {
-    const DeviceStatus& s = device_.status;
+FigureWriter::GpuLines FigureWriter::gpu(const std::string& label, const GpuPart& gpu) const {
     const std::array<BarPart, 3> parts{
-        BarPart{as_double(s.vram), glyphs_.vram, TextStyle::vram},
-        BarPart{as_double(s.others_memory), glyphs_.others, TextStyle::others},
-        BarPart{as_double(s.gpu_free), glyphs_.free, TextStyle::dim},
+        BarPart{as_double(gpu.vram), glyphs_.vram, TextStyle::vram},
+        BarPart{as_double(gpu.others_memory), glyphs_.others, TextStyle::others},
+        BarPart{as_double(gpu.free), glyphs_.free, TextStyle::dim},
     };
-    const std::string value = fmt::format("{} free of {}", format_size(s.gpu_free), format_size(s.gpu_total));
-    StyledLine bar = rows_.bar_row("GPU", value, [&](std::size_t columns) {
-        return draw_bar({parts.begin(), parts.end()}, as_double(s.gpu_total), columns);
+    const std::string value = fmt::format("{} free of {}", format_size(gpu.free), format_size(gpu.total));
+    StyledLine bar = rows_.bar_row(label, value, [&](std::size_t columns) {
+        return draw_bar({parts.begin(), parts.end()}, as_double(gpu.total), columns);
     });
     std::vector<StyledLine> fields{legend(parts[0], "ours"), legend(parts[1], "others"),
                                    legend(parts[2], "free")};
-    if (s.others_sm_percent >= 0)
-        fields.push_back(named("others' SM", fmt::format("{}%", s.others_sm_percent)));
+    if (gpu.others_sm_percent >= 0)
+        fields.push_back(named("others' SM", fmt::format("{}%", gpu.others_sm_percent)));
     StyledLine names = rows_.row("", fields);
-    const StyledLine model = field(safe(s.gpu_name), TextStyle::dim);
+    const StyledLine model = field(safe(gpu.name), TextStyle::dim);
     if (names.columns() + 2 + model.columns() <= rows_.columns()) names.add("  ").add(model);
     return {std::move(bar), std::move(names)};
 }
@@ -254,10 +253,12 @@ std::vector<Section> FigureWriter::sections() const {
     if (s.spill_capacity.n != 0) all.push_back({kSpill, {spill()}});
     if (!s.reason.empty()) all.push_back({kReason, reason()});
     all.push_back({kPolicy, policy()});
-    if (s.gpu_total.n == 0) return all;
-    auto whose = gpu();
-    all.push_back({kGpu, {std::move(whose[0])}});
-    all.push_back({kLegends, {std::move(whose[1])}});
+    for (const GpuPart& part : s.gpus) {
+        if (part.total.n == 0) continue;
+        GpuLines lines = gpu(s.gpus.size() == 1 ? "GPU" : safe(part.selector), part);
+        all.push_back({kGpu, {std::move(lines.bar)}});
+        all.push_back({kLegends, {std::move(lines.legend)}});
+    }
     return all;
 }
 

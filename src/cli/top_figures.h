@@ -63,7 +63,10 @@ class FigureWriter {
     [[nodiscard]] StyledLine spill() const;
     [[nodiscard]] std::vector<StyledLine> reason() const;
     [[nodiscard]] std::vector<StyledLine> policy() const;
-    [[nodiscard]] std::vector<StyledLine> gpu() const;
+    struct GpuLines {
+        StyledLine bar, legend;
+    };
+    [[nodiscard]] GpuLines gpu(const std::string& label, const GpuPart& gpu) const;
 
     [[nodiscard]] std::vector<StyledLine> identity() const;
     [[nodiscard]] StyledLine flow(std::string_view label, TopFlow TopRates::*flow) const;

@@ -83,7 +83,7 @@ class Yielding {
         // With a command an interrupt ends us, and with us the yield. Without one it only ends the waiting.
         if (!for_command()) interrupts_.emplace();
         MoveWatch watch(MoveWatch::Goal::at_most, *most, before_, now_ns());
-        if (auto asked = ask_device(options_.name, {Op::yield, *most, holder()}); !asked)
+        if (auto asked = ask_device(options_.name, {Op::yield, *most, holder(), options_.gpu}); !asked)
             return report(asked.error());
         if (auto given = wait(watch); !given) return give_up(given.error());
         tell(watch, *most);
@@ -96,7 +96,7 @@ class Yielding {
 
     Result<void> wait(MoveWatch& watch) {
         if (options_.wait == Wait::no) return {};
-        return follow_move(options_.name, watch, interrupts_ ? &*interrupts_ : nullptr);
+        return follow_move(options_.name, options_.gpu, watch, interrupts_ ? &*interrupts_ : nullptr);
     }
 
     int give_up(const Error& error) {
@@ -132,7 +132,7 @@ class Yielding {
 
 int run_yield(const YieldOptions& options) {
     if (auto root = require_root("`vramswap yield`"); !root) return report(root.error());
-    const auto before = serving_device(options.name);
+    const auto before = device_on(options.name, options.gpu);
     if (!before) return report(before.error());
     if (options.end == YieldOptions::End::now) return end_by_hand(options.name);
     return Yielding(options, *before).run();

@@ -19,6 +19,7 @@ struct Operation {
     bool has_vram;
     bool has_holder;
 };
+constexpr std::size_t kSelectorMax = 64;
 constexpr std::array kOperations{
     Operation{Op::status, "status", false, false}, Operation{Op::stop, "stop", false, false},
     Operation{Op::resize, "resize", true, false}, Operation{Op::yield, "yield", true, true}};
@@ -58,6 +59,7 @@ std::string to_json(const ControlRequest& request) {
         *std::ranges::find_if(kOperations, [&](const Operation& o) { return o.op == request.op; });
     Json j{{"op", operation.name}};
     if (operation.has_vram) j["bytes"] = request.vram ? Json(request.vram->n) : Json(nullptr);
+    if (operation.has_vram && !request.gpu.empty()) j["gpu"] = request.gpu;
     if (operation.has_holder) j["pid"] = request.holder;
     return j.dump();
 }
@@ -76,6 +78,10 @@ Result<ControlRequest> parse_control_request(std::string_view text) {
             const auto bytes = number_up_to(value, kRequestVramMax.n, "bytes");
             if (!bytes) return bytes.error();
             request.vram = Bytes{*bytes};
+        } else if (key == "gpu" && o.has_vram) {
+            if (!value.is_string() || value.get_ref<const std::string&>().size() > kSelectorMax)
+                return refusal("'gpu' of the request is no selector");
+            request.gpu = value.get<std::string>();
         } else if (key == "pid" && o.has_holder) {
             const auto pid = number_up_to(value, static_cast<std::uint64_t>(kPidMax), "pid");
             if (!pid) return pid.error();

@@ -27,6 +27,7 @@ struct ControlRequest {
     std::optional<Bytes> vram{};
     /// Of a yield: it ends with this process, if not before. 0: it lasts until somebody ends it.
     pid_t holder = 0;
+    std::string gpu{};  ///< its selector: only of this one; empty: of all
     bool operator==(const ControlRequest&) const = default;
 };
 
@@ -35,8 +36,8 @@ inline constexpr Bytes kRequestVramMax = gib(1u << 20);
 /// The kernel's PID_MAX_LIMIT: no process has a larger number.
 inline constexpr pid_t kPidMax = 1 << 22;
 
-/// {"op":"status"}, {"op":"stop"}, {"op":"resize","bytes":N|null}, {"op":"yield","bytes":N|null,"pid":P}; pid
-/// may be left out if it is 0.
+/// {"op":"status"}, {"op":"stop"}, {"op":"resize","bytes":N|null,"gpu":S},
+/// {"op":"yield","bytes":N|null,"gpu":S,"pid":P}; pid may be left out if it is 0, gpu if it is empty.
 [[nodiscard]] std::string to_json(const ControlRequest& request);
 /// Errors: usage, for everything else, also for a field that the operation does not have: a command newer
 /// than its worker must not be obeyed by half.

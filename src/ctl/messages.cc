@@ -32,7 +32,7 @@ void fields(C& c, Visit visit) {
     visit("segment_bytes", c.segment);
     visit("stage_bytes", c.stage);
     visit("headroom", c.headroom);
-    visit("vram_max_bytes", c.vram_max);
+    visit("vram_max", c.vram_max);
     visit("spill", c.spill);
     visit("spill_size_bytes", c.spill_size);
     visit("swap_rate_max_bytes", c.swap_rate_max);
@@ -46,6 +46,21 @@ void fields(P& p, Visit visit) {
     visit("memory_bytes", p.memory);
 }
 
+template <typename G, typename Visit>
+requires std::is_same_v<std::remove_const_t<G>, GpuPart>
+void fields(G& g, Visit visit) {
+    visit("selector", g.selector);
+    visit("name", g.name);
+    visit("vram_bytes", g.vram);
+    visit("vram_target_bytes", g.target);
+    visit("reserve_bytes", g.reserve);
+    visit("total_bytes", g.total);
+    visit("free_bytes", g.free);
+    visit("others_memory_bytes", g.others_memory);
+    visit("others_sm_percent", g.others_sm_percent);
+    visit("reason", g.reason);
+}
+
 template <typename S, typename Visit>
 requires std::is_same_v<std::remove_const_t<S>, DeviceStatus>
 void fields(S& s, Visit visit) {
@@ -56,6 +71,7 @@ void fields(S& s, Visit visit) {
     visit("frontend", s.frontend);
     visit("gpu", s.gpu);
     visit("gpu_name", s.gpu_name);
+    visit("gpus", s.gpus);
     visit("mode", s.mode);
     visit("guardian_pid", s.guardian_pid);
     visit("worker_pid", s.worker_pid);
@@ -86,6 +102,7 @@ void fields(S& s, Visit visit) {
     visit("moved_out_bytes", s.moved_out);
     visit("moved_back_bytes", s.moved_back);
     visit("compacted_bytes", s.compacted);
+    visit("compacting_ns", s.compacting_ns);
     visit("pages_read_spill", s.pages_read_spill);
     visit("pages_written_spill", s.pages_written_spill);
     visit("move_errors", s.move_errors);
@@ -144,7 +161,12 @@ void fields(P& p, Visit visit) {
 template <typename T>
 Json list_of(const std::vector<T>& items);
 template <typename T>
-std::vector<T> read_list(const Json& list);
+void read_list(const Json& list, std::vector<T>& items);
+
+/// A list of messages, not of plain values.
+template <typename T>
+constexpr bool is_list =
+    std::is_same_v<T, std::vector<GpuProcess>> || std::is_same_v<T, std::vector<GpuPart>>;
 
 template <typename T>
 Json object_of(const T& message) {
@@ -153,7 +175,7 @@ Json object_of(const T& message) {
         using Value = std::remove_cvref_t<decltype(value)>;
         if constexpr (std::is_same_v<Value, Bytes>)
             j[key] = value.n;
-        else if constexpr (std::is_same_v<Value, std::vector<GpuProcess>>)
+        else if constexpr (is_list<Value>)
             j[key] = list_of(value);
         else
             j[key] = value;
@@ -174,8 +196,8 @@ T read_object(const Json& j) {
         using Value = std::remove_cvref_t<decltype(value)>;
         if constexpr (std::is_same_v<Value, Bytes>)
             value.n = j.at(key).template get<std::uint64_t>();
-        else if constexpr (std::is_same_v<Value, std::vector<GpuProcess>>)
-            value = read_list<GpuProcess>(j.at(key));
+        else if constexpr (is_list<Value>)
+            read_list(j.at(key), value);
         else
             j.at(key).get_to(value);
     });
@@ -190,10 +212,8 @@ Json list_of(const std::vector<T>& items) {
 }
 
 template <typename T>
-std::vector<T> read_list(const Json& list) {
-    std::vector<T> items;
+void read_list(const Json& list, std::vector<T>& items) {
     for (const auto& item : list) items.push_back(read_object<T>(item));
-    return items;
 }
 
 Json error_object(const Error& e) {
@@ -230,7 +250,7 @@ std::string to_json(const Probe& p) {
     return Json{{"gpus", list_of(p.gpus)},
                 {"backends", list_of(p.backends)},
                 {"frontends", list_of(p.frontends)},
-                {"selected_gpu", p.selected_gpu},
+                {"selected_gpus", p.selected_gpus},
                 {"selected_frontend", p.selected_frontend},
                 {"problem", error_object(p.problem)}}
         .dump();
@@ -239,10 +259,10 @@ std::string to_json(const Probe& p) {
 Result<Probe> parse_probe(std::string_view text) {
     return guarded(text, "what the probe found", [](const Json& j) {
         Probe p;
-        p.gpus = read_list<ProbedGpu>(j.at("gpus"));
-        p.backends = read_list<ProbedPart>(j.at("backends"));
-        p.frontends = read_list<ProbedPart>(j.at("frontends"));
-        j.at("selected_gpu").get_to(p.selected_gpu);
+        read_list(j.at("gpus"), p.gpus);
+        read_list(j.at("backends"), p.backends);
+        read_list(j.at("frontends"), p.frontends);
+        j.at("selected_gpus").get_to(p.selected_gpus);
         j.at("selected_frontend").get_to(p.selected_frontend);
         read_error(j.at("problem"), p.problem);
         return p;

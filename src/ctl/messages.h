@@ -20,16 +20,16 @@ namespace vramswap {
 struct DeviceConfig {
     std::string name;
     Bytes size{};
-    std::string gpu;       ///< "cuda:0", "sim:0"
+    std::string gpu;       ///< "cuda:0", "sim:0,sim:1"
     std::string frontend;  ///< "loop"
     std::uint32_t threads = 0;
     std::string mode = "auto";  ///< how small copies are made: auto, copy, turbo
     Bytes segment = mib(128);
     Bytes stage = mib(32);
-    std::string headroom;   ///< kept free for others: "1.5G", "15%"; empty: chosen for this GPU
-    Bytes vram_max{};       ///< never more VRAM than this; 0: as much as the device has use for
-    std::string spill;      ///< a directory or a block device; empty: none
-    Bytes spill_size{};     ///< of the spill, at most
+    std::string headroom;  ///< kept free for others: "1.5G", "15%"; empty: chosen for this GPU
+    std::string vram_max;  ///< never more VRAM of each GPU than this: "4G", "50%"; empty: what it has use for
+    std::string spill;     ///< a directory or a block device; empty: none
+    Bytes spill_size{};    ///< of the spill, at most
     Bytes swap_rate_max{};  ///< bytes/s of swap while others use the GPU; 0: no ceiling
 };
 [[nodiscard]] std::string to_json(const DeviceConfig& config);
@@ -42,6 +42,15 @@ struct GpuProcess {
     Bytes memory{};
 };
 
+/// What a device has on one GPU, and what its policy sees there.
+struct GpuPart {
+    std::string selector, name;
+    Bytes vram{}, target{}, reserve{};  ///< as the device's
+    Bytes total{}, free{}, others_memory{};
+    int others_sm_percent = -1;
+    std::string reason;
+};
+
 /// A device as `status` shows it. `state` is the worker's, or "worker-dead" as the guardian tells it.
 struct DeviceStatus {
     std::string name;
@@ -49,9 +58,10 @@ struct DeviceStatus {
     std::string problem;  ///< what is wrong, in a sentence; empty if nothing is
     std::string device;   ///< "/dev/loop3"; empty before it is up
     std::string frontend;
-    std::string gpu;  ///< selector
+    std::string gpu;  ///< selectors
     std::string gpu_name;
-    std::string mode;  ///< of copies: copy, turbo
+    std::vector<GpuPart> gpus;  ///< each; what stands below is of all together
+    std::string mode;           ///< of copies: copy, turbo
     pid_t guardian_pid = 0;
     pid_t worker_pid = 0;
     Bytes size{}, stored{}, vram{}, dirty{}, ram{};
@@ -69,6 +79,7 @@ struct DeviceStatus {
     std::string spill_problem;        ///< what is wrong with it, in sentences
     Bytes moved_out{}, moved_back{};  ///< VRAM to spill and back, since the start
     Bytes compacted{};                ///< moved within VRAM
+    std::uint64_t compacting_ns = 0;  ///< during which that went on
     std::uint64_t pages_read_spill = 0;
     std::uint64_t pages_written_spill = 0;
     std::uint64_t move_errors = 0;
@@ -79,7 +90,7 @@ struct DeviceStatus {
     std::uint64_t move_rate_max = 0;  ///< bytes/s it allows for moves; 2^64-1: no limit
     Bytes gpu_total{}, gpu_free{};
     Bytes others_memory{};       ///< of all other processes on the GPU
-    int others_sm_percent = -1;  ///< of the time with a kernel running; -1: not known
+    int others_sm_percent = -1;  ///< of the time with a kernel running, on the busiest; -1: not known
     std::string power;           ///< mains, battery, unknown
     std::vector<GpuProcess> gpu_processes;
     /// How many requests that had to wait for a copy took so long: entry n counts those of 2^(n/2) to
@@ -105,8 +116,8 @@ struct ProbedPart {
 struct Probe {
     std::vector<ProbedGpu> gpus;
     std::vector<ProbedPart> backends;
-    std::vector<ProbedPart> frontends;  ///< best first
-    std::string selected_gpu;           ///< selector, if one was asked for and found
+    std::vector<ProbedPart> frontends;       ///< best first
+    std::vector<std::string> selected_gpus;  ///< selectors, if any were asked for and found
     std::string selected_frontend;
     Error problem{};  ///< why nothing was selected; message empty if it was
 };

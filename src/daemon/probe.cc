@@ -63,16 +63,18 @@ int run_probe(const std::vector<std::string>& arguments) {
         for (const auto& gpu : report.gpus) probe.gpus.push_back(to_message(gpu));
     }
     for (const auto& report : survey_frontends()) probe.frontends.push_back({report.kind, report.problem});
-    auto gpu = select_gpu(reports, arguments[0], sim);
+    const auto gpus = select_gpus(reports, arguments[0], sim);
     auto frontend = make_frontend(arguments[2]);
-    if (gpu) probe.selected_gpu = gpu->selector();
+    if (gpus)
+        for (const GpuInfo& gpu : *gpus) probe.selected_gpus.push_back(gpu.selector());
     if (frontend) probe.selected_frontend = (*frontend)->kind();
-    if (!gpu)
-        probe.problem = gpu.error();
+    if (!gpus)
+        probe.problem = gpus.error();
     else if (!frontend)
         probe.problem = frontend.error();
     else if (arguments[3] == "open-gpu")
-        if (auto turbo = check_turbo(drivers, *gpu); !turbo) probe.problem = turbo.error();
+        for (const GpuInfo& gpu : *gpus)
+            if (auto turbo = check_turbo(drivers, gpu); !turbo) probe.problem = turbo.error();
     std::puts(to_json(probe).c_str());
     return 0;
 }

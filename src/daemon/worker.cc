@@ -16,13 +16,13 @@
 #include "ctl/messages.h"
 #include "ctl/runtime_dir.h"
 #include "ctl/socket.h"
+#include "daemon/by_hand_orders.h"
 #include "daemon/guardian_link.h"
 #include "daemon/lifecycle.h"
 #include "daemon/monitor/monitor.h"
 #include "daemon/monitor/monitored_store.h"
 #include "daemon/monitor/policy_setup.h"
 #include "daemon/roles.h"
-#include "daemon/yields.h"
 #include "front/frontend.h"
 #include "gpu/drivers.h"
 #include "store/page_store.h"
@@ -47,8 +47,8 @@ class Worker {
     /// behind.
     Result<void> start() {
         if (auto r = block_signals(); !r) return r;
-        if (auto r = open_gpu_and_store(); !r) return r;
-        if (auto r = make_monitor(); !r) return r;
+        if (auto r = open_gpus_and_store(); !r) return r;
+        if (auto r = make_monitors(); !r) return r;
         if (auto r = lock_memory(LockMode::on_fault); !r) return r;
         become(WorkerState::locked);
         auto control = ControlServer::listen(dir_.socket());
@@ -61,7 +61,8 @@ class Worker {
         auto device = frontend_->start(*store_, {config_.name, config_.threads});
         if (!device) return std::move(device).error();
         device_ = std::move(*device);
-        if (auto r = monitor_->start(); !r) return r;
+        for (auto& watch : watches_)
+            if (auto r = watch.monitor->start(); !r) return r;
         become(WorkerState::serving);
         return guardian_.tell_ready(device_);
     }
@@ -72,13 +73,13 @@ class Worker {
             std::array<pollfd, 5> events{pollfd{signals_.get(), POLLIN, 0}, pollfd{control_->fd(), POLLIN, 0},
                                          pollfd{store_->maintenance_fd(), POLLIN, 0},
                                          pollfd{guardian_gone_ ? -1 : guardian_.fd(), 0, 0},
-                                         pollfd{yields_.fd(), POLLIN, 0}};
+                                         pollfd{by_hand_->fd(), POLLIN, 0}};
             if (::poll(events.data(), events.size(), kMaintenancePeriodMs) < 0) continue;
             if (events[0].revents != 0) take_signal();
             if (events[1].revents != 0)
                 control_->serve_one([this](std::string_view request) { return answer(request); });
             if ((events[3].revents & (POLLHUP | POLLERR)) != 0) guardian_is_gone();
-            if (yields_.end_of_the_dead()) tell_yields();
+            if (by_hand_->end_of_the_dead()) tell_orders();
             store_->maintain();
             log_drain();
         }
@@ -87,14 +88,15 @@ class Worker {
     /// What has to be done before the store goes. If the driver hangs, nothing may be destroyed that the
     /// monitor still uses: the process ends as it is, and the kernel frees all.
     void end() {
-        if (monitor_->stop() == Monitor::Ended::hangs) {
+        for (auto& watch : watches_) {
+            if (watch.monitor->stop() == Monitor::Ended::yes) continue;
             log_error(
                 "the GPU's driver does not answer: device {} ends without giving its memory back in order",
                 config_.name);
             log_drain();
             ::_exit(0);
         }
-        monitor_.reset();
+        watches_.clear();
         frontend_.reset();
         store_.reset();
         if (spill_ == nullptr) return;
@@ -113,13 +115,17 @@ class Worker {
         return {};
     }
 
-    Result<void> open_gpu_and_store() {
+    Result<void> open_gpus_and_store() {
         drivers_ = all_drivers();
-        auto gpu = select_gpu(survey(drivers_), config_.gpu, SimFallback::never);
-        if (!gpu) return std::move(gpu).error();
-        auto backend = open_gpu(drivers_, *gpu);
-        if (!backend) return std::move(backend).error();
-        backend_ = std::move(*backend);
+        const auto gpus = select_gpus(survey(drivers_), config_.gpu, SimFallback::never);
+        if (!gpus) return gpus.error();
+        std::vector<Backend*> backends;
+        for (const GpuInfo& gpu : *gpus) {
+            auto backend = open_gpu(drivers_, gpu);
+            if (!backend) return std::move(backend).error();
+            backends.push_back(backend->get());
+            backends_.push_back(std::move(*backend));
+        }
         if (auto opened = open_spill(); !opened) return opened;
         StoreConfig store;
         store.spill = spill_.get();
@@ -128,7 +134,7 @@ class Worker {
         store.segment = config_.segment;
         store.stage = config_.stage;
         store.mode = config_.mode == "turbo" ? EngineMode::turbo : EngineMode::copy;
-        auto made = PageStore::create(*backend_, store, &guardian_);
+        auto made = PageStore::create(std::move(backends), store, &guardian_);
         if (!made) return std::move(made).error();
         store_ = std::move(*made);
         return {};
@@ -145,21 +151,31 @@ class Worker {
         return {};
     }
 
-    Result<void> make_monitor() {
-        auto policy = policy_config(config_);
-        if (!policy) return std::move(policy).error();
+    Result<void> make_monitors() {
         std::optional<EngineMode> mode;  // none: the policy's
         if (config_.mode != "auto") mode = config_.mode == "turbo" ? EngineMode::turbo : EngineMode::copy;
-        monitored_ = std::make_unique<MonitoredStore>(*store_, 0, mode);
-        MonitorConfig config;
-        config.policy = *policy;
-        monitor_ = std::make_unique<Monitor>(*backend_, *monitored_, config);
+        std::vector<ByHandOrders::Gpu> gpus;
+        for (std::uint32_t n = 0; n < backends_.size(); ++n) {
+            const GpuInfo& gpu = backends_[n]->info();
+            const auto policy = policy_config(config_, gpu.total);
+            if (!policy) return policy.error();
+            MonitorConfig config;
+            config.policy = *policy;
+            auto store = std::make_unique<MonitoredStore>(*store_, n, mode);
+            auto monitor = std::make_unique<Monitor>(*backends_[n], *store, config);
+            watches_.push_back({std::move(store), std::move(monitor)});
+            gpus.push_back({gpu.selector(), gpu.total});
+        }
+        by_hand_.emplace(std::move(gpus), config_.segment);
         return {};
     }
 
-    void tell_yields() {
-        const auto most = yields_.vram_max();
-        monitor_->set_yield(most ? std::optional<Yield>(Yield{.most = *most}) : std::nullopt);
+    void tell_orders() {
+        for (std::size_t n = 0; n < watches_.size(); ++n) {
+            const auto most = by_hand_->vram_max(n);
+            watches_[n].monitor->set_manual_target(by_hand_->target(n));
+            watches_[n].monitor->set_yield(most ? std::optional<Yield>(Yield{.most = *most}) : std::nullopt);
+        }
     }
 
     void become(WorkerState next) {
@@ -220,14 +236,9 @@ class Worker {
             case ControlRequest::Op::stop:
                 return stop();
             case ControlRequest::Op::resize:
-                monitor_->set_manual_target(request.vram);
-                return {};
             case ControlRequest::Op::yield:
-                if (!request.vram)
-                    yields_.end(request.holder);
-                else if (auto begun = yields_.begin(*request.vram, request.holder); !begun)
-                    return begun;
-                tell_yields();
+                if (auto taken = by_hand_->take(request); !taken) return taken;
+                tell_orders();
                 return {};
         }
         return Error{Errc::usage, 0, "unknown request"};
@@ -253,7 +264,6 @@ class Worker {
         d.device = device_;
         d.frontend = config_.frontend;
         d.gpu = config_.gpu;
-        d.gpu_name = backend_->info().name;
         d.mode = to_string(s.mode);
         d.guardian_pid = guardian_gone_ ? 0 : ::getppid();
         d.worker_pid = ::getpid();
@@ -264,13 +274,7 @@ class Worker {
         d.staged = s.staged;
         d.segment = config_.segment;
         tell_moves(s, d);
-        const MonitorReport seen = monitor_->report();
-        tell(seen, d);
-        if (const std::string yield = yields_.text(); !yield.empty())
-            d.set_by_hand = seen.by_hand.target
-                                ? fmt::format("resize {}, {}", format_size(*seen.by_hand.target), yield)
-                                : yield;
-        if (d.problem.empty()) d.problem = vramswap::problem(seen, now_ns());
+        tell_gpus(d);
         d.ram = s.ram + own_memory();
         d.pages_read = s.pages_read;
         d.pages_written = s.pages_written;
@@ -290,6 +294,7 @@ class Worker {
         d.moved_out = s.moved_out;
         d.moved_back = s.moved_back;
         d.compacted = s.moved_within;
+        d.compacting_ns = s.moved_within_ns;
         d.pages_read_spill = s.pages_read_spill;
         d.pages_written_spill = s.pages_written_spill;
         d.move_errors = s.move_errors;
@@ -302,6 +307,21 @@ class Worker {
         d.spill_on_disk = counts.on_disk;
         d.spill_place = config_.spill;
         d.spill_problem = spill_->problem();
+    }
+
+    void tell_gpus(DeviceStatus& d) const {
+        d.set_by_hand = by_hand_->text();
+        for (std::uint32_t n = 0; n < watches_.size(); ++n) {
+            const GpuInfo& gpu = backends_[n]->info();
+            const MonitorReport seen = watches_[n].monitor->report();
+            GpuPart part;
+            part.selector = gpu.selector();
+            part.name = gpu.name;
+            part.vram = store_->holdings(n).vram;
+            tell(seen, std::move(part), d);
+            d.gpu_name += (d.gpu_name.empty() ? "" : ", ") + gpu.name;
+            if (d.problem.empty()) d.problem = vramswap::problem(seen, now_ns());
+        }
     }
 
     std::string problem(const StoreStats& s) const {
@@ -325,12 +345,15 @@ class Worker {
     UniqueFd signals_;
     // In the order of construction; destroyed the other way round.
     std::vector<DriverEntry> drivers_;
-    std::unique_ptr<Backend> backend_;
+    std::vector<std::unique_ptr<Backend>> backends_;
     std::unique_ptr<Spill> spill_;
     std::unique_ptr<PageStore> store_;
-    std::unique_ptr<MonitoredStore> monitored_;
-    std::unique_ptr<Monitor> monitor_;
-    Yields yields_;
+    struct Watch {
+        std::unique_ptr<MonitoredStore> store;
+        std::unique_ptr<Monitor> monitor;
+    };
+    std::vector<Watch> watches_;  ///< one for each GPU
+    std::optional<ByHandOrders> by_hand_;
     std::unique_ptr<ControlServer> control_;
     std::unique_ptr<Frontend> frontend_;
 };

@@ -24,10 +24,10 @@ class Yields {
 
     Yields();
 
-    /// No more than `vram`, instead of what the same holder wanted before. Holder 0: by hand. Errors:
-    /// not_found (the process has ended), busy (too many holders), failed.
-    Result<void> begin(Bytes vram, pid_t holder);
-    /// Nothing happens if there is none.
+    /// No more than `vram`, of one GPU (its selector) or of all, instead of what the same holder wanted of it
+    /// before. Holder 0: by hand. Errors: not_found (the process has ended), busy (too many), failed.
+    Result<void> begin(Bytes vram, pid_t holder, const std::string& gpu = {});
+    /// All of this holder. Nothing happens if there is none.
     void end(pid_t holder);
     /// Ends those whose process has ended. Call it when fd() is readable, and once a second for processes
     /// that cannot be polled. True if some were.
@@ -35,19 +35,21 @@ class Yields {
 
     /// Readable when a holder has ended; for poll(2). -1: call end_of_the_dead now and then.
     [[nodiscard]] int fd() const { return epoll_.get(); }
-    /// None: nobody wants anything.
-    [[nodiscard]] std::optional<Bytes> vram_max() const;
-    /// "yield", "yield 2G", "yield for process 4711": the one that counts; empty if there is none.
-    [[nodiscard]] std::string text() const;
+    /// Of all GPUs, or of what is wanted of this one alone. None: nobody wants anything.
+    [[nodiscard]] std::optional<Bytes> vram_max(const std::string& gpu = {}) const;
+    /// "yield", "yield 2G of cuda:1", "yield for process 4711": the one that counts, of all GPUs or of this
+    /// one alone; empty if there is none.
+    [[nodiscard]] std::string text(const std::string& gpu = {}) const;
 
   private:
     struct Yield {
         Bytes vram{};
         pid_t holder = 0;
+        std::string gpu;
         std::optional<ProcessEnd> process{};  ///< of the holder; none by hand
     };
-    [[nodiscard]] const Yield* least() const;
-    Result<void> add(Bytes vram, pid_t holder);
+    [[nodiscard]] const Yield* least(const std::string& gpu) const;
+    Result<void> add(Bytes vram, pid_t holder, const std::string& gpu);
 
     UniqueFd epoll_;
     std::vector<Yield> yields_;

@@ -91,6 +91,30 @@ Result<GpuInfo> select_gpu(const std::vector<BackendReport>& reports, std::strin
     return Error{Errc::not_found, 0, fmt::format("no GPU '{}'", wanted), hint};
 }
 
+Result<std::vector<GpuInfo>> select_gpus(const std::vector<BackendReport>& reports, std::string_view wanted,
+                                         SimFallback sim) {
+    std::vector<GpuInfo> selected;
+    for (std::size_t begin = 0; begin <= wanted.size();) {
+        const std::size_t end = std::min(wanted.find(',', begin), wanted.size());
+        auto gpu = select_gpu(reports, wanted.substr(begin, end - begin), sim);
+        if (!gpu) return std::move(gpu).error();
+        for (const GpuInfo& other : selected)
+            if (other.selector() == gpu->selector())
+                return Error{Errc::usage, 0,
+                             fmt::format("GPU {} is named twice in '{}'", gpu->selector(), wanted),
+                             "Name each once"};
+        selected.push_back(std::move(*gpu));
+        begin = end + 1;
+    }
+    return selected;
+}
+
+std::string selectors_of(const std::vector<GpuInfo>& gpus) {
+    std::string all;
+    for (const GpuInfo& gpu : gpus) all += (all.empty() ? "" : ",") + gpu.selector();
+    return all;
+}
+
 Result<std::unique_ptr<Backend>> open_gpu(std::vector<DriverEntry>& drivers, const GpuInfo& gpu) {
     for (auto& entry : drivers)
         if (entry.backend == gpu.backend) return entry.driver->open(gpu);

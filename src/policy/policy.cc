@@ -75,7 +75,9 @@ Plan Policy::decide(const Snapshot& snapshot, std::uint64_t now_ns) {
     const std::uint64_t target_before = target_;
     const std::uint64_t kept_free = reserve(snapshot);
     std::uint64_t limit = left_.empty() ? target_ : whole_segments(minus(left_.newest().left, kept_free));
-    if (limit < plus(target_, 2 * config_.segment.n) || sight == Sight::blind) cramped_at_ = now_;
+    // Before the first reading nothing is known, also not that it is cramped.
+    if ((!left_.empty() && limit < plus(target_, 2 * config_.segment.n)) || sight == Sight::blind)
+        cramped_at_ = now_;
     if (sight != Sight::clear) limit = std::min(limit, target_);
 
     const Wish wish = this->wish(snapshot);

@@ -38,7 +38,7 @@ struct Snapshot {
     std::uint64_t move_rate = 0;  ///< bytes/s at which VRAM was emptied lately; 0: not measured
     std::uint64_t pages_in_per_s = 0;
     std::uint64_t pages_out_per_s = 0;
-    std::uint32_t queue_pages = 0;  ///< queued and in flight
+    std::uint32_t queue_pages = 0;  ///< requests that wait for copies, on average
 
     // The machine.
     PowerSource power = PowerSource::unknown;

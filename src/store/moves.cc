@@ -324,6 +324,7 @@ bool Moves::failed_lately(std::uint32_t chunk, std::uint64_t now) const {
 }
 
 bool Moves::advance(std::uint64_t now) {
+    if (in_flight(Kind::within) != 0) counters_.ns_within.fetch_add(now - now_ns_, std::memory_order_relaxed);
     now_ns_ = now;
     bool happened = false;
     for (Move& move : moves_)
@@ -414,23 +415,31 @@ void Moves::give_up(Move& move) {
 
 /// It stays where it is. Wakes who has met it on the way.
 void Moves::release_chunk(Move& move) {
-    std::uint32_t carrier = 0;
+    std::optional<std::uint32_t> carrier;
     {
         ChunkEntry& entry = parts_.state.chunks()[move.chunk];
         const ChunkLock lock(entry);
-        entry.moving = ChunkEntry::Moving::no;
-        --entry.pins;
-        carrier = parts_.carrier_of(entry);
-        parts_.release_if_empty(entry);
+        carrier = let_go(entry);
     }
-    parts_.kick(carrier, true);
+    if (carrier) parts_.kick(*carrier, true);
     parts_.notify_room();
+}
+
+/// Under the chunk's lock: the move is through with it. Who is to be told: the carrier of its image, if it
+/// has one; for chunks without nobody waits but requests.
+std::optional<std::uint32_t> Moves::let_go(ChunkEntry& entry) {
+    std::optional<std::uint32_t> carrier;
+    if (entry.image.has()) carrier = parts_.carrier_of(entry);
+    entry.moving = ChunkEntry::Moving::no;
+    --entry.pins;
+    parts_.release_if_empty(entry);
+    return carrier;
 }
 
 /// False while others have the chunk pinned; from then on it gets no new pins, so that they come to an end.
 bool Moves::change_home(Move& move) {
     ChunkEntry& entry = parts_.state.chunks()[move.chunk];
-    std::uint32_t carrier = 0;
+    std::optional<std::uint32_t> carrier;
     {
         const ChunkLock lock(entry);
         entry.moving = ChunkEntry::Moving::leaving;
@@ -439,12 +448,10 @@ bool Moves::change_home(Move& move) {
         (move.kind == Kind::out ? entry.spill : entry.slot).set(move.to);
         if (move.kind == Kind::out) entry.slot.reset();
         if (move.kind == Kind::back) entry.spill.reset();
-        carrier = parts_.carrier_of(entry);
         if (entry.image.has())
-            parts_.stage->header(entry.image.get()).carrier.store(carrier, std::memory_order_relaxed);
-        entry.moving = ChunkEntry::Moving::no;
-        --entry.pins;
-        parts_.release_if_empty(entry);
+            parts_.stage->header(entry.image.get())
+                .carrier.store(parts_.carrier_of(entry), std::memory_order_relaxed);
+        carrier = let_go(entry);
     }
     count(move);
     if (move.kind == Kind::back) {
@@ -454,7 +461,7 @@ bool Moves::change_home(Move& move) {
         parts_.give_slot(move.from);
     }
     end(move);
-    parts_.kick(carrier, true);
+    if (carrier) parts_.kick(*carrier, true);
     parts_.notify_room();
     return true;
 }
@@ -525,9 +532,7 @@ void Moves::count(const Move& move) {
 
 /// Over stretches of time in which chunks are always on their way out.
 void Moves::measure_rate(std::uint64_t now) {
-    const bool moving_out = std::ranges::any_of(
-        moves_, [](const Move& m) { return m.phase != Move::Phase::idle && m.kind == Kind::out; });
-    if (!moving_out) {
+    if (in_flight(Kind::out) == 0) {
         window_began_ns_ = window_bytes_ = 0;
         return;
     }

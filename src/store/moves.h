@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "store/parts.h"
@@ -25,6 +26,7 @@ struct MoveCounters {
     std::atomic<std::uint64_t> bytes_out{0};      ///< VRAM to spill
     std::atomic<std::uint64_t> bytes_back{0};     ///< spill to VRAM
     std::atomic<std::uint64_t> bytes_within{0};   ///< within a GPU
+    std::atomic<std::uint64_t> ns_within{0};      ///< during which that went on
     std::atomic<std::uint64_t> bytes_across{0};   ///< from one GPU to another
     std::atomic<std::uint64_t> pages_flushed{0};  ///< from images to the spill
     std::atomic<std::uint64_t> errors{0};         ///< moves and flushes given up
@@ -116,6 +118,7 @@ class Moves {
     Begun refuse(Move& move, Begun why);
     [[nodiscard]] bool take_chunk(Move& move);
     void release_chunk(Move& move);
+    [[nodiscard]] std::optional<std::uint32_t> let_go(ChunkEntry& entry);
     [[nodiscard]] PageBits movable(const ChunkEntry& entry, ChunkIndex chunk) const;
     void set_off(Move& move);
     void fetch(Move& move);

@@ -81,7 +81,7 @@ Result<std::unique_ptr<PageStore>> PageStore::create(std::vector<Backend*> gpus,
 }
 
 PageStore::PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_ptr<StoreParts> parts)
-    : gpus_(std::move(gpus)), keeper_(keeper), parts_(std::move(parts)) {}
+    : gpus_(std::move(gpus)), keeper_(keeper), parts_(std::move(parts)), orders_(gpus_.size()) {}
 
 Result<void> PageStore::start_up(const StoreConfig& config) {
     mergers_ = config.flusher.mergers.value_or(0);
@@ -96,6 +96,7 @@ Result<void> PageStore::start_up(const StoreConfig& config) {
             if (auto kept = keeper_->keep("spill", parts_->spill->fd()); !kept) return kept;
     }
     set_mode(config.mode);
+    for (StoreOrder& order : orders_) order.mode = config.mode;
     for (std::uint32_t gpu = 0; gpu < gpus_.size(); ++gpu) {
         if (auto grown = grow(gpu); !grown) return grown;
         if (auto made = make_flusher(gpu, config); !made) return made;
@@ -118,6 +119,8 @@ Result<void> PageStore::make_flusher(std::uint32_t gpu, const StoreConfig& confi
     own.costs = config.flusher.costs ? *config.flusher.costs
                                      : measure_copy_costs(*own.to_gpu, gpus_[gpu]->caps(),
                                                           parts_->stage->memory(), parts_->segment_id(gpu));
+    weights_[gpu] = std::max(1'000'000 / std::max(own.costs.page_ns, 1u), 1u);
+    parts_->slots.set_weight(gpu, weights_[gpu]);
     flushers_.push_back(std::make_unique<Flusher>(*parts_, std::move(own)));
     parts_->carriers[gpu] = flushers_.back().get();
     return {};
@@ -172,9 +175,19 @@ void PageStore::obey(std::uint32_t gpu, const StoreOrder& order) {
     const auto segments = static_cast<std::uint32_t>(
         std::min<std::uint64_t>(order.vram_max.n / parts_->state.header().segment_bytes, ~std::uint32_t{0}));
     const bool changed = parts_->target_segments[gpu].exchange(segments) != segments;
-    set_mode(order.mode);
-    parts_->pacer.set_rate(order.swap_rate);
-    mover_->set_rate(order.move_rate);
+    {
+        const MutexLock lock(orders_mutex_);
+        orders_[gpu] = order;
+        StoreOrder all = order;
+        for (const StoreOrder& one : orders_) {
+            if (one.mode == EngineMode::copy) all.mode = EngineMode::copy;
+            all.move_rate = std::max(all.move_rate, one.move_rate);
+            all.swap_rate = std::min(all.swap_rate, one.swap_rate);
+        }
+        set_mode(all.mode);
+        parts_->pacer.set_rate(all.swap_rate);
+        mover_->set_rate(all.move_rate);
+    }
     if (changed || awaits_order_.load()) parts_->request_maintenance();
     if (changed) mover_->kick(true);
 }
@@ -191,14 +204,30 @@ StoreHoldings PageStore::holdings(std::uint32_t gpu) const {
         h.wanted = h.wanted + spilled;
         h.spill_room = spilled + Bytes{kChunkBytes} * parts_->spill->room();
     }
+    h.spill_room = h.spill_room + Bytes{kChunkBytes} * slots_elsewhere(gpu);
     h.move_rate = mover_->counters().rate_out.load(std::memory_order_relaxed);
     for (std::uint32_t i = 0; i < parts_->queues_used.load(std::memory_order_acquire); ++i) {
         const QueueSlot& queue = parts_->queues[i];
         h.pages_in += queue.counters.pages_read.load(std::memory_order_relaxed);
         h.pages_out += queue.counters.pages_written.load(std::memory_order_relaxed);
-        h.requests += queue.in_flight.load(std::memory_order_relaxed);
+        h.waited_ns += queue.counters.waited_ns.load(std::memory_order_relaxed);
     }
     return h;
+}
+
+/// Slots that the other GPUs may give.
+std::uint64_t PageStore::slots_elsewhere(std::uint32_t gpu) const {
+    const SlotAllocator& slots = parts_->slots;
+    std::uint64_t all = 0;
+    for (std::uint32_t other = 0; other < parts_->gpus; ++other) {
+        if (other == gpu) continue;
+        const std::uint64_t held = slots.segments(other);
+        const std::uint64_t target = parts_->target_segments[other].load();
+        const std::uint64_t most = parts_->growth_failed.load() ? std::min(held, target) : target;
+        const std::uint64_t used = slots.used(other);
+        all += std::max(most * slots.slots_per_segment(), used) - used;
+    }
+    return std::min<std::uint64_t>(all, parts_->state.header().chunks);
 }
 
 Result<std::unique_ptr<TargetQueue>> PageStore::make_queue(std::uint32_t depth) {
@@ -252,7 +281,7 @@ Result<void> PageStore::unregister_memory(std::span<std::byte> memory) {
 
 Result<void> PageStore::grow(std::uint32_t gpu) {
     const auto number = parts_->slots.unused_segment();
-    if (!number) return {};
+    if (!number) return Error{Errc::no_memory, 0, "the store has no room for another segment"};
     const SegmentChange change(parts_->segment_changes);
     const Bytes size{parts_->state.header().segment_bytes};
     Backend& backend = *gpus_[gpu];
@@ -322,13 +351,15 @@ void PageStore::notify_if_changed(bool missing) {
     parts_->notify_room();
 }
 
-/// Where the next segment comes from: the GPU that may hold more and holds the least. None: none may.
+/// Where the next segment comes from: the GPU that may hold more and, for its bandwidth, holds the least.
+/// None: none may.
 std::optional<std::uint32_t> PageStore::growing_gpu(const std::bitset<kGpusMax>& exhausted) const {
     std::optional<std::uint32_t> best;
     for (std::uint32_t gpu = 0; gpu < parts_->gpus; ++gpu) {
-        const std::uint32_t held = parts_->slots.segments(gpu);
+        const std::uint64_t held = parts_->slots.segments(gpu);
         if (exhausted.test(gpu) || held >= parts_->target_segments[gpu].load()) continue;
-        if (!best || held < parts_->slots.segments(*best)) best = gpu;
+        if (!best || held * weights_[*best] < parts_->slots.segments(*best) * std::uint64_t{weights_[gpu]})
+            best = gpu;
     }
     return best;
 }
@@ -341,8 +372,12 @@ void PageStore::grow_as_needed(bool missing) {
     bool one_at_least = missing;
     bool failed = false;
     const auto wants_more = [&] {
-        return (one_at_least || slots.free_slots() < per_segment / 2 + 1) &&
-               slots.segments() * per_segment < chunks;
+        // Closed ones do not count: what they have needs a place first.
+        std::uint32_t open = 0;
+        for (std::uint32_t gpu = 0; gpu < parts_->gpus; ++gpu)
+            open += slots.segments(gpu) - slots.closed(gpu);
+        return (one_at_least || slots.free_slots() < per_segment / 2 + 1) && open * per_segment < chunks &&
+               slots.unused_segment();
     };
     while (!failed && wants_more()) {
         const auto gpu = growing_gpu(exhausted);
@@ -430,6 +465,7 @@ StoreStats PageStore::stats() const {
     s.moved_out = {moves.bytes_out.load()};
     s.moved_back = {moves.bytes_back.load()};
     s.moved_within = {moves.bytes_within.load()};
+    s.moved_within_ns = moves.ns_within.load();
     s.moved_across = {moves.bytes_across.load()};
     s.pages_written_spill = moves.pages_flushed.load();
     s.move_errors = moves.errors.load();

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/fd_keeper.h"
+#include "base/mutex.h"
 #include "front/target.h"
 #include "gpu/backend.h"
 #include "store/flusher.h"
@@ -37,10 +38,11 @@ struct StoreConfig {
     std::uint64_t patience_ns = 0;
 };
 
-/// What is to be held and how, of one GPU. The policy's word, or a test's.
+/// What is to be held and how, of one GPU. The policy's word, or a test's. What concerns all of the store is
+/// what the most careful order says, but for moves: nobody waits for another GPU's leisure.
 struct StoreOrder {
     Bytes vram_max{~0ull};
-    EngineMode mode = EngineMode::copy;         ///< for all GPUs
+    EngineMode mode = EngineMode::copy;
     std::uint64_t move_rate = Mover::kNoLimit;  ///< bytes/s of moves to the spill and back
     std::uint64_t swap_rate = Pacer::kNoLimit;  ///< bytes/s of swap
 };
@@ -50,10 +52,12 @@ struct StoreHoldings {
     Bytes vram{};                       ///< segments
     std::uint32_t segment_changes = 0;  ///< odd while one is being taken or given back
     Bytes wanted{};                     ///< what is stored, wherever it is, in whole chunks
-    Bytes spill_room{};                 ///< of `wanted`, what is in the spill or would find room there
-    std::uint64_t move_rate = 0;        ///< bytes/s at which VRAM was emptied lately; 0: not measured
+    Bytes spill_room{};  ///< of `wanted`, what is in the spill or would find room there or on another GPU
+    std::uint64_t move_rate = 0;                ///< bytes/s at which VRAM was emptied lately; 0: not measured
     std::uint64_t pages_in = 0, pages_out = 0;  ///< since the start
-    std::uint32_t requests = 0;                 ///< in flight
+    /// For how long requests have waited for copies, all together, since the start: in a second it grows by
+    /// as many seconds as requests were in flight on average.
+    std::uint64_t waited_ns = 0;
 };
 
 /// A sum over everything since start, and the state now. Bytes are as the user counts them.
@@ -61,6 +65,7 @@ struct StoreStats {
     Bytes device{}, stored{}, vram{}, dirty{};
     Bytes spilled{};  ///< slots of the spill in use, whole chunks
     Bytes moved_out{}, moved_back{}, moved_within{}, moved_across{};
+    std::uint64_t moved_within_ns = 0;  ///< during which that went on
     std::uint64_t pages_read_spill = 0, pages_written_spill = 0, move_errors = 0;
     std::array<std::uint64_t, LatencyCounts::kEntries> read_latency{}, write_latency{};
     Bytes staged{};  ///< images of the stage in use, whole chunks
@@ -97,8 +102,9 @@ class PageStore final : public Target {
 
     /// For all copies from now on. Any thread.
     void set_mode(EngineMode mode) { parts_->mode.store(mode, std::memory_order_relaxed); }
-    /// Obeyed from now on, as fast as it can be. Any thread; never blocks.
-    void obey(std::uint32_t gpu, const StoreOrder& order);
+    /// Obeyed from now on, as fast as it can be. Any thread but those that serve I/O: it may wait a moment
+    /// for another's order.
+    void obey(std::uint32_t gpu, const StoreOrder& order) VS_EXCLUDES(orders_mutex_);
     /// Any thread.
     [[nodiscard]] StoreHoldings holdings(std::uint32_t gpu) const;
 
@@ -121,6 +127,7 @@ class PageStore final : public Target {
     Result<void> make_mover();
     Result<void> grow(std::uint32_t gpu);
     [[nodiscard]] std::optional<std::uint32_t> growing_gpu(const std::bitset<kGpusMax>& exhausted) const;
+    [[nodiscard]] std::uint64_t slots_elsewhere(std::uint32_t gpu) const;
     void grow_as_needed(bool missing);
     [[nodiscard]] bool patience_is_over();
     void shrink(SlotAllocator::Which which);
@@ -133,6 +140,7 @@ class PageStore final : public Target {
     const std::unique_ptr<StoreParts> parts_;
     std::vector<std::unique_ptr<Flusher>> flushers_;
     std::unique_ptr<Mover> mover_;
+    std::array<std::uint32_t, kGpusMax> weights_{};  ///< of new chunks; by bandwidth
     std::uint32_t mergers_ = 0;
     Spill::Duty spill_duty_ = Spill::Duty::none;
     std::uint64_t wiped_at_ns_ = 0;
@@ -148,6 +156,8 @@ class PageStore final : public Target {
     std::uint64_t patience_ns_ = 0;
     std::uint64_t at_target_since_ns_ = 0;  ///< 0: there is, or may be, more VRAM
     std::atomic<bool> awaits_order_{false};
+    Mutex orders_mutex_;
+    std::vector<StoreOrder> orders_ VS_GUARDED_BY(orders_mutex_);  ///< the last to each GPU
 };
 
 }  // namespace vramswap

@@ -38,6 +38,7 @@ struct alignas(64) QueueCounters {
     std::atomic<std::uint64_t> retries{0};         ///< requests answered retry
     LatencyCounts read_latency;                    ///< of requests that waited for copies
     LatencyCounts write_latency;
+    std::atomic<std::uint64_t> waited_ns{0};  ///< of all of them together
 
     static void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
         counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
@@ -50,7 +51,6 @@ struct QueueSlot {
     QueueCounters counters;
     std::atomic<bool> in_use{false};
     std::atomic<bool> waiting{false};
-    std::atomic<std::uint32_t> in_flight{0};  ///< requests, as of the last poll
     std::atomic<int> event_fd{-1};
 };
 

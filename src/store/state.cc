@@ -39,10 +39,10 @@ StateHeader lay_out(const StateShape& shape) {
     h.device_bytes = shape.device.n;
     h.segment_bytes = shape.segment.n;
     h.chunks = static_cast<std::uint32_t>(round_up(shape.device.n, kChunkBytes) / kChunkBytes);
-    // Room for a segment more than the device needs, on each GPU: chunks move between segments while one is
-    // emptied, and none of them is full on all GPUs.
-    h.segments_max =
-        static_cast<std::uint32_t>(round_up(shape.device.n, shape.segment.n) / shape.segment.n) + shape.gpus;
+    // Each GPU may come to hold all of the device, and a segment more: chunks move between segments while one
+    // is given back, and those of one that gives way still are there when the others take their segments.
+    const std::uint64_t per_gpu = round_up(shape.device.n, shape.segment.n) / shape.segment.n + 1;
+    h.segments_max = static_cast<std::uint32_t>(per_gpu * shape.gpus);
     h.images = shape.images;
     std::uint64_t at = round_up(sizeof(StateHeader), kPageBytes);
     const auto place = [&at](std::uint64_t bytes) {

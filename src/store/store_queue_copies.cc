@@ -108,13 +108,14 @@ std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
         complete(transfer, status);
         flying_.pop();
     }
-    slot_.in_flight.store(static_cast<std::uint32_t>(in_flight()), std::memory_order_relaxed);
     return n;
 }
 
 void StoreQueue::complete(const Transfer& transfer, IoStatus status) {
     const bool is_read = transfer.request->op == BlockRequest::Op::read;
-    (is_read ? slot_.counters.read_latency : slot_.counters.write_latency).add(now_ns() - transfer.since_ns);
+    const std::uint64_t took_ns = now_ns() - transfer.since_ns;
+    (is_read ? slot_.counters.read_latency : slot_.counters.write_latency).add(took_ns);
+    QueueCounters::add(slot_.counters.waited_ns, took_ns);
     transfer.request->status = status;
 }
 

@@ -47,6 +47,18 @@ EngineMode wanted_mode() {
     return wanted != nullptr && std::string_view(wanted) == "turbo" ? EngineMode::turbo : EngineMode::copy;
 }
 
+/// A variable of the environment for a scope.
+class Variable {
+  public:
+    Variable(const char* name, const char* value) : name_(name) { ::setenv(name, value, 1); }
+    ~Variable() { ::unsetenv(name_); }
+    Variable(const Variable&) = delete;
+    Variable& operator=(const Variable&) = delete;
+
+  private:
+    const char* const name_;
+};
+
 /// The GPU under test with the drivers that found it, or the reason why there is none.
 struct OpenedGpu {
     std::vector<DriverEntry> drivers = all_drivers();
@@ -289,9 +301,8 @@ TEST_F(BackendContract, ManyCyclesLeakNothing) {
 
 TEST_F(BackendContract, AFullGpuSaysSoAndRecovers) {
     if (!simulated()) GTEST_SKIP() << "only a simulated GPU is filled up";
-    ::setenv("VRAMSWAP_SIM", "total=64M", 1);
+    const Variable setting("VRAMSWAP_SIM", "total=64M");
     OpenedGpu small;
-    ::unsetenv("VRAMSWAP_SIM");
     ASSERT_TRUE(small.backend) << small.problem;
     std::vector<SegmentId> made;
     for (;;) {
@@ -308,6 +319,45 @@ TEST_F(BackendContract, AFullGpuSaysSoAndRecovers) {
     for (const SegmentId id : made) EXPECT_TRUE(small.backend->free_segment(id));
     EXPECT_EQ(small.backend->memory_info()->free, mib(64));
     EXPECT_TRUE(small.backend->allocate_segment(mib(64)));
+}
+
+TEST_F(BackendContract, SimulatedGpusAreApart) {
+    if (!simulated()) GTEST_SKIP() << "it is about the simulation";
+    // The number counts for all keys, wherever it stands.
+    const Variable setting("VRAMSWAP_SIM", "total=64M,fail_allocations=1,gpus=3,taken_mib=16");
+    auto drivers = all_drivers();
+    const std::vector<GpuInfo> gpus = survey(drivers).back().gpus;
+    ASSERT_EQ(gpus.size(), 3u);
+    std::vector<std::unique_ptr<Backend>> opened;
+    for (const GpuInfo& gpu : gpus) {
+        EXPECT_EQ(gpu.selector(), fmt::format("sim:{}", opened.size()));
+        for (const std::string& wanted : {gpu.selector(), gpu.uuid}) {
+            const auto found = select_gpu(survey(drivers), wanted, SimFallback::never);
+            ASSERT_TRUE(found) << found.error().text();
+            EXPECT_EQ(found->index, gpu.index);
+        }
+        opened.push_back(std::move(*open_gpu(drivers, gpu)));
+        EXPECT_EQ(opened.back()->info().selector(), gpu.selector());
+    }
+    for (const auto& one : opened) {
+        EXPECT_FALSE(one->allocate_segment(mib(16))) << "its own fault";
+        EXPECT_TRUE(one->allocate_segment(mib(48))) << "its own memory";
+        EXPECT_EQ(one->memory_info()->free, Bytes{0});
+    }
+    GpuInfo beyond = gpus.back();
+    beyond.index = 3;
+    EXPECT_EQ(open_gpu(drivers, beyond).error().code, Errc::not_found);
+}
+
+TEST_F(BackendContract, ThereIsOneSimulatedGpuUnlessToldWell) {
+    if (!simulated()) GTEST_SKIP() << "it is about the simulation";
+    for (const char* text : {"total=64M", "total=64M,gpus=0", "gpus=9,total=64M", "total=64M,gpus=two"}) {
+        const Variable setting("VRAMSWAP_SIM", text);
+        auto drivers = all_drivers();
+        const auto gpus = survey(drivers).back().gpus;
+        ASSERT_EQ(gpus.size(), 1u) << text;
+        EXPECT_EQ(gpus[0].total, mib(64)) << text;
+    }
 }
 
 // ---- host memory ----
@@ -342,6 +392,66 @@ TEST_F(BackendContract, RegistersSharedMemory) {
     }
     EXPECT_TRUE(gpu().unregister_host({bytes, kBytes}));
     ::munmap(base, kBytes);
+}
+
+/// Another GPU of that kind if there is one, else the same once more.
+std::unique_ptr<Backend> open_beside(const Backend& gpu) {
+    GpuInfo beside = gpu.info();
+    for (const BackendReport& report : survey(the_gpu()->drivers))
+        for (const GpuInfo& other : report.gpus)
+            if (other.backend == gpu.info().backend && other.index != gpu.info().index &&
+                other.refusal.empty())
+                beside = other;
+    auto opened = open_gpu(the_gpu()->drivers, beside);
+    if (!opened) throw std::runtime_error(opened.error().text());
+    return std::move(*opened);
+}
+
+/// Sends all pages to that GPU and fetches them, in so many copies that in mode turbo a kernel makes them.
+void expect_copies(Backend& gpu, const HostMemory& memory, std::uint64_t seed) {
+    auto queue = gpu.make_queue();
+    ASSERT_TRUE(queue) << queue.error().text();
+    (*queue)->set_mode(wanted_mode());
+    const auto id = gpu.allocate_segment(kSegment);
+    ASSERT_TRUE(id) << id.error().text();
+    const std::size_t bytes = memory.all().size();
+    std::vector<Copy> there;
+    std::vector<Copy> back;
+    for (std::size_t at = 0; at < bytes; at += 4096) {
+        there.push_back(to_gpu(*id, 2 * at, memory.data() + at, 4096));
+        back.push_back(from_gpu(*id, 2 * at, memory.data() + at, 4096));
+    }
+    fill(memory.data(), bytes, seed);
+    EXPECT_EQ(transfer(**queue, there), IoStatus::ok);
+    std::memset(memory.data(), 0, bytes);
+    EXPECT_EQ(transfer(**queue, back), IoStatus::ok);
+    EXPECT_EQ(first_wrong(memory.data(), bytes, seed), std::nullopt);
+    EXPECT_TRUE(gpu.free_segment(*id));
+}
+
+TEST_F(BackendContract, SharesHostMemoryWithAnother) {
+    auto other = open_beside(gpu());
+    const HostMemory shared(4u << 20);
+    // Who registered first goes first.
+    for (auto [first, second] : {std::pair(&gpu(), other.get()), std::pair(other.get(), &gpu())}) {
+        ASSERT_TRUE(first->register_host(shared.all()));
+        const auto again = second->register_host(shared.all());
+        ASSERT_TRUE(again) << again.error().text();
+        expect_copies(*first, shared, 1);
+        expect_copies(*second, shared, 2);
+        EXPECT_TRUE(first->unregister_host(shared.all()));
+        expect_copies(*second, shared, 3);
+        EXPECT_TRUE(second->unregister_host(shared.all()));
+    }
+    ASSERT_TRUE(other->register_host(shared.all()));
+    ASSERT_TRUE(gpu().register_host(shared.all()));
+    other.reset();
+    expect_copies(gpu(), shared, 4);
+    EXPECT_TRUE(gpu().unregister_host(shared.all()));
+    // Nothing is left of it.
+    ASSERT_TRUE(gpu().register_host(shared.all()));
+    expect_copies(gpu(), shared, 5);
+    EXPECT_TRUE(gpu().unregister_host(shared.all()));
 }
 
 // ---- copies ----
@@ -566,10 +676,9 @@ TEST_F(BackendContract, ManySubmissionsMayBeInFlight) {
 
 TEST_F(BackendContract, AFullQueueSaysRetry) {
     if (!simulated()) GTEST_SKIP() << "only a simulated GPU can be made to be slow enough";
-    ::setenv("VRAMSWAP_SIM", "total=64M,latency_us=3600000000",
-             1);  // an hour: nothing completes while we look
+    // An hour: nothing completes while we look.
+    const Variable setting("VRAMSWAP_SIM", "total=64M,latency_us=3600000000");
     OpenedGpu slow;
-    ::unsetenv("VRAMSWAP_SIM");
     ASSERT_TRUE(slow.backend) << slow.problem;
     const auto id = slow.backend->allocate_segment(kSegment);
     ASSERT_TRUE(id);

@@ -12,7 +12,7 @@
 // driver checks and tests want to see: a current context, sizes, known handles, registered host memory. The
 // environment, read at every call, chooses the behaviour:
 //   FAKE_CUDA_VERSION=13000       cuDriverGetVersion
-//   FAKE_CUDA_DEVICES=1           number of GPUs (at most 2)
+//   FAKE_CUDA_DEVICES=1           number of GPUs (at most 2); a context reaches the memory of its own alone
 //   FAKE_CUDA_ATTR_<n>=<value>    a device attribute
 //   FAKE_CUDA_NAME=<text>         name of every GPU
 //   FAKE_CUDA_MEMORY=<bytes>      VRAM of a GPU, 256 MiB unless told
@@ -26,9 +26,11 @@
 //                                 is in the first list, without being named
 //   FAKE_NVML_ALIEN=1             it is not: the numbers are of another namespace
 //   FAKE_NVML_ENTRY=32            bytes of an entry, as in early builds of R535
-// fake_calls("cuInit") tells how often a function was called. fake_stop_launch() lets the next kernel launch
-// wait inside its call until fake_go_on(), whatever the environment says by then; fake_await_launch() returns
-// when it is there.
+// Host memory is registered for all contexts, until that in which it was done is destroyed.
+// fake_calls("cuInit") tells how often a function was called, fake_calls("cuMemHostUnregister elsewhere") how
+// often that was in another context than that of the registration. fake_stop_launch() lets the next kernel
+// launch wait inside its call until fake_go_on(), whatever the environment says by then; fake_await_launch()
+// returns when it is there.
 
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -183,13 +185,18 @@ struct Range {
     std::size_t bytes = 0;
     int fd = -1;
     bool accessible = false;
+    CuDevice device = 0;            ///< whose memory it is
+    const void* made_in = nullptr;  ///< the context that registered it
     CuStream counts_for = nullptr;  ///< the stream whose kernels count here
 };
 std::mutex ranges_mutex;
 std::array<Range, 8192> all_ranges;
 std::span<Range> ranges(all_ranges.data(), 0);  ///< as far as they were ever used
 std::uint64_t last_handle = 0;
-std::atomic<std::size_t> used{0};
+std::array<std::atomic<std::size_t>, kDevicesMax> all_used{};
+std::atomic<std::size_t>& used(CuDevice device) {
+    return all_used.at(static_cast<std::size_t>(device));
+}
 
 Range* find(Use use, std::uint64_t key) {
     for (Range& r : ranges)
@@ -210,7 +217,7 @@ bool is_device(std::uint64_t address, std::size_t bytes) {
     const std::lock_guard lock(ranges_mutex);
     for (const Range& r : ranges)
         if ((r.use == Use::plain || (r.use == Use::mapped && r.accessible)) && inside(r, address, bytes))
-            return true;
+            return r.device == current()->device;
     return false;
 }
 bool is_pinned(std::uint64_t address, std::size_t bytes) {
@@ -222,10 +229,13 @@ bool is_pinned(std::uint64_t address, std::size_t bytes) {
 std::size_t capacity() {
     return setting("FAKE_CUDA_MEMORY", std::size_t{256} << 20);
 }
-int take(std::size_t bytes) {
-    if (used.load() + bytes > capacity()) return code::kOutOfMemory;
-    used += bytes;
+int take(CuDevice device, std::size_t bytes) {
+    if (used(device).load() + bytes > capacity()) return code::kOutOfMemory;
+    used(device) += bytes;
     return 0;
+}
+void give(const Range& range) {
+    used(range.device) -= range.bytes;
 }
 void* pointer(std::uint64_t address) {
     return reinterpret_cast<void*>(address);
@@ -330,6 +340,17 @@ int copy_pages(std::size_t pages_max, unsigned pages, const PagePair* pairs) {
     return 0;
 }
 
+/// A descriptor tells the GPU of its memory by its name, "/memfd:fake-vram-1 (deleted)".
+constexpr const char* kVramName = "fake-vram-";
+CuDevice device_of(int fd) {
+    char link[32];
+    char name[64] = {};
+    std::snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    if (::readlink(link, name, sizeof(name) - 1) < 0) return -1;
+    const char* at = std::strstr(name, kVramName);
+    return at == nullptr ? -1 : std::atoi(at + std::strlen(kVramName));
+}
+
 bool good_prop(const CuMemAllocationProp* prop) {
     return prop->type == kAllocationTypePinned && prop->location.type == kLocationTypeDevice &&
            prop->location.id >= 0 && prop->location.id < kDevicesMax;
@@ -351,6 +372,15 @@ int fake_attribute(int attribute) {
 }
 
 constexpr const char* kPci[kDevicesMax] = {"0000:65:00.0", "0000:B3:00.0"};
+
+/// NVML counts the GPUs backwards.
+NvmlDevice nvml_device(CuDevice device) {
+    return reinterpret_cast<NvmlDevice>(static_cast<std::intptr_t>(kDevicesMax - device));
+}
+std::uint64_t nvml_free(NvmlDevice nvml) {
+    const auto device = static_cast<CuDevice>(kDevicesMax - reinterpret_cast<std::intptr_t>(nvml));
+    return setting("FAKE_NVML_FREE", capacity() - used(device).load());
+}
 
 }  // namespace
 
@@ -460,6 +490,9 @@ int cuCtxDestroy_v2(CuContext context) {
     if (c->magic != kAlive) return code::kContextIsDestroyed;
     c->magic = 0;
     if (current() == c) --depth;
+    const std::lock_guard lock(ranges_mutex);
+    for (Range& r : ranges)
+        if (r.use == Use::host && r.made_in == c) r = {};
     return 0;
 }
 int cuCtxSetCurrent(CuContext context) {
@@ -485,15 +518,15 @@ int cuCtxPopCurrent_v2(CuContext* context) {
 int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
     FAKE_ENTER_CONTEXT();
     *total = capacity();
-    *free = *total - used.load();
+    *free = *total - used(current()->device).load();
     return 0;
 }
 int cuMemAlloc_v2(CuDevicePtr* address, std::size_t bytes) {
     FAKE_ENTER_CONTEXT();
-    if (const int full = take(bytes); full != 0) return full;
+    if (const int full = take(current()->device, bytes); full != 0) return full;
     const std::lock_guard lock(ranges_mutex);
     *address = address_of(std::malloc(bytes));
-    add({Use::plain, *address, bytes, -1, true});
+    add({Use::plain, *address, bytes, -1, true, current()->device});
     return 0;
 }
 int cuMemFree_v2(CuDevicePtr address) {
@@ -501,7 +534,7 @@ int cuMemFree_v2(CuDevicePtr address) {
     const std::lock_guard lock(ranges_mutex);
     Range* range = find(Use::plain, address);
     if (range == nullptr) return code::kInvalidValue;
-    used -= range->bytes;
+    give(*range);
     std::free(pointer(address));
     *range = {};
     return 0;
@@ -513,7 +546,7 @@ int cuMemHostRegister_v2(void* memory, std::size_t bytes, unsigned flags) {
         return code::kInvalidValue;  // the rule of the backend, not of the driver
     if (is_pinned(address_of(memory), 1)) return code::kHostMemoryAlreadyRegistered;
     const std::lock_guard lock(ranges_mutex);
-    add({Use::host, address_of(memory), bytes, -1, true});
+    add({Use::host, address_of(memory), bytes, -1, true, -1, current()});
     return 0;
 }
 int cuMemHostUnregister(void* memory) {
@@ -521,6 +554,7 @@ int cuMemHostUnregister(void* memory) {
     const std::lock_guard lock(ranges_mutex);
     Range* range = find(Use::host, address_of(memory));
     if (range == nullptr) return code::kHostMemoryNotRegistered;
+    if (range->made_in != current()) (void)enter("cuMemHostUnregister elsewhere");
     *range = {};
     return 0;
 }
@@ -539,12 +573,15 @@ int cuMemGetAllocationGranularity(std::size_t* bytes, const CuMemAllocationProp*
 int cuMemCreate(CuMemHandle* handle, std::size_t bytes, const CuMemAllocationProp* prop, unsigned long long) {
     FAKE_ENTER();
     if (bytes % kGranularity != 0 || !good_prop(prop)) return code::kInvalidValue;
-    if (const int full = take(bytes); full != 0) return full;
-    const int fd = ::memfd_create("fake-vram", MFD_CLOEXEC);
+    const CuDevice device = prop->location.id;
+    if (const int full = take(device, bytes); full != 0) return full;
+    char name[32];
+    std::snprintf(name, sizeof(name), "%s%d", kVramName, device);
+    const int fd = ::memfd_create(name, MFD_CLOEXEC);
     if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) return code::kOperatingSystem;
     const std::lock_guard lock(ranges_mutex);
     *handle = ++last_handle;
-    add({Use::handle, *handle, bytes, fd, false});
+    add({Use::handle, *handle, bytes, fd, false, device});
     return 0;
 }
 int cuMemRelease(CuMemHandle handle) {
@@ -553,7 +590,7 @@ int cuMemRelease(CuMemHandle handle) {
     Range* range = find(Use::handle, handle);
     if (range == nullptr) return code::kInvalidValue;
     ::close(range->fd);
-    used -= range->bytes;
+    give(*range);
     *range = {};
     return 0;
 }
@@ -587,7 +624,7 @@ int cuMemMap(CuDevicePtr address, std::size_t bytes, std::size_t offset, CuMemHa
         return code::kInvalidValue;
     void* p = ::mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, memory->fd, 0);
     if (p == MAP_FAILED) return code::kOperatingSystem;
-    add({Use::mapped, address, bytes, -1, false});
+    add({Use::mapped, address, bytes, -1, false, memory->device});
     return 0;
 }
 int cuMemUnmap(CuDevicePtr address, std::size_t bytes) {
@@ -604,7 +641,7 @@ int cuMemSetAccess(CuDevicePtr address, std::size_t bytes, const CuMemAccessDesc
     const std::lock_guard lock(ranges_mutex);
     Range* range = find(Use::mapped, address);
     if (range == nullptr || range->bytes != bytes || count != 1 || access->flags != kAccessReadWrite ||
-        access->location.type != kLocationTypeDevice)
+        access->location.type != kLocationTypeDevice || access->location.id != range->device)
         return code::kInvalidValue;
     if (::mprotect(pointer(address), bytes, PROT_READ | PROT_WRITE) != 0) return code::kOperatingSystem;
     range->accessible = true;
@@ -623,12 +660,13 @@ int cuMemImportFromShareableHandle(CuMemHandle* handle, void* number, int type) 
     FAKE_ENTER();
     struct stat info {};
     const int fd = static_cast<int>(reinterpret_cast<std::intptr_t>(number));
-    if (type != kHandleTypePosixFd || ::fstat(fd, &info) != 0 || info.st_size == 0)
+    const CuDevice device = device_of(fd);
+    if (type != kHandleTypePosixFd || ::fstat(fd, &info) != 0 || info.st_size == 0 || device < 0)
         return code::kInvalidValue;
     const std::lock_guard lock(ranges_mutex);
     *handle = ++last_handle;
-    used += static_cast<std::size_t>(info.st_size);
-    add({Use::handle, *handle, static_cast<std::size_t>(info.st_size), ::dup(fd), false});
+    used(device) += static_cast<std::size_t>(info.st_size);
+    add({Use::handle, *handle, static_cast<std::size_t>(info.st_size), ::dup(fd), false, device});
     return 0;
 }
 
@@ -741,7 +779,7 @@ int cuEventDestroy_v2(CuEvent event) {
     return event == nullptr ? code::kInvalidValue : 0;
 }
 
-// --- NVML: counts the GPUs backwards ---
+// --- NVML ---
 int nvmlInit_v2() {
     FAKE_ENTER();
     return 0;
@@ -764,22 +802,22 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char* id, NvmlDevice* device) {
     FAKE_ENTER();
     for (int i = 0; i < kDevicesMax; ++i)
         if (::strcasecmp(id, kPci[i]) == 0) {
-            *device = reinterpret_cast<NvmlDevice>(static_cast<std::intptr_t>(kDevicesMax - i));
+            *device = nvml_device(i);
             return 0;
         }
     return 6;  // NVML_ERROR_NOT_FOUND
 }
-int nvmlDeviceGetMemoryInfo(NvmlDevice, NvmlMemory* memory) {
+int nvmlDeviceGetMemoryInfo(NvmlDevice device, NvmlMemory* memory) {
     FAKE_ENTER();
-    *memory = {capacity(), setting("FAKE_NVML_FREE", capacity() - used.load()), 0};
+    *memory = {capacity(), nvml_free(device), 0};
     return 0;
 }
-int nvmlDeviceGetMemoryInfo_v2(NvmlDevice, NvmlMemoryV2* memory) {
+int nvmlDeviceGetMemoryInfo_v2(NvmlDevice device, NvmlMemoryV2* memory) {
     FAKE_ENTER();
     if (memory->version != 0x0200'0028) return 25;  // NVML_ERROR_ARGUMENT_VERSION_MISMATCH
     memory->reserved = std::uint64_t{8} << 20;
     memory->total = capacity() + memory->reserved;
-    memory->free = setting("FAKE_NVML_FREE", capacity() - used.load());
+    memory->free = nvml_free(device);
     memory->used = capacity() - memory->free;
     return 0;
 }

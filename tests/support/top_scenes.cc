@@ -29,6 +29,20 @@ void live_through(DeviceStatus& s, std::uint64_t second) {
     if (s.size > gib(1)) s.vram = mib(128 * (23 - std::min<std::uint64_t>(second / 60, 3)));
     s.others_memory = gib(52 + 3 * std::min<std::uint64_t>(second / 60, 3));
     s.gpu_free = s.gpu_total - s.others_memory - s.vram - mib(700);
+    s.gpus = {{s.gpu, s.gpu_name, s.vram, s.vram_target, s.reserve, s.gpu_total, s.gpu_free, s.others_memory,
+               s.others_sm_percent, s.reason}};
+    if (s.gpu != "cuda:0,cuda:1") return;
+    s.gpus[0].selector = "cuda:0";
+    s.gpus.push_back({"cuda:1",
+                      "NVIDIA L40S",
+                      gib(6),
+                      gib(6),
+                      gib(3),
+                      gib(45),
+                      gib(39),
+                      {},
+                      0,
+                      "enough for what is stored"});
 }
 
 }  // namespace
@@ -88,6 +102,14 @@ DeviceStatus small_device() {
     return s;
 }
 
+DeviceStatus device_on_two_gpus() {
+    DeviceStatus s = busy_device("pair");
+    s.gpu = "cuda:0,cuda:1";
+    s.gpu_name = "NVIDIA H100 80GB HBM3, NVIDIA L40S";
+    s.reason = "cuda:0: others use the GPU's memory; cuda:1: enough for what is stored";
+    return s;
+}
+
 DeviceStatus dead_device() {
     DeviceStatus s;
     s.name = "dead";
@@ -126,7 +148,7 @@ DeviceStatus device_in_trouble() {
 }  // namespace
 
 const std::vector<std::string>& top_scenes() {
-    static const std::vector<std::string> names{"none", "busy", "three", "trouble"};
+    static const std::vector<std::string> names{"none", "busy", "three", "pair", "trouble"};
     return names;
 }
 
@@ -134,6 +156,7 @@ TopModel top_scene(const std::string& name) {
     if (name == "none") return watched({}, 0);
     if (name == "busy") return watched({busy_device("vram0")}, 1);
     if (name == "three") return watched({busy_device("vram0"), busy_device("vram1"), small_device()}, 3);
+    if (name == "pair") return watched({device_on_two_gpus()}, 1);
     return watched({device_in_trouble(), dead_device(), busy_device("left")}, 2);
 }
 

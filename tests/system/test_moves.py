@@ -81,6 +81,31 @@ class Moves(SystemTest):
         self.assert_all_right(load.end())
         self.vramswap("down", "t0")
 
+    def test_one_of_two_gpus_yields_and_the_other_goes_on(self):
+        self.environment["VRAMSWAP_SIM"] = "total=1G,gpus=2"
+        self.up("t0", "--no-swapon", "--segment", "32M", "--spill", "none", size="512M", gpu="sim:0,sim:1")
+        device = self.status()["device"]
+        load = self.start_load(device)
+
+        def held():
+            return {gpu["selector"]: gpu["vram_bytes"] for gpu in self.status()["gpus"]}
+
+        both = held()
+        self.assertEqual(set(both), {"sim:0", "sim:1"})
+        self.assertGreaterEqual(min(both.values()), 128 * MIB, "both have their share")
+        self.vramswap("yield", "t0", "--gpu", "sim:1")
+        self.assertEqual(held()["sim:1"], 0)
+        self.assertGreaterEqual(held()["sim:0"], 512 * MIB)
+        self.assertEqual(self.status()["set_by_hand"], "yield of sim:1")
+        wrong = self.vramswap("resize", "t0", "64M", "--gpu", "sim:2", status=2)
+        self.assertIn("sim:0,sim:1", wrong.stderr)
+        self.vramswap("yield", "t0", "--end")
+        self.vramswap("resize", "t0", "256M", "--gpu", "sim:0")
+        self.assertEqual(held()["sim:0"], 256 * MIB)
+        self.assertGreaterEqual(held()["sim:1"], 256 * MIB)
+        self.assert_all_right(load.end())
+        self.vramswap("down", "t0")
+
     def test_without_a_spill_only_what_is_free_is_given_back(self):
         device = self.up_as_block_device("--spill", "none", size="128M")
         load = self.start_load(device)

@@ -20,6 +20,7 @@
 
 #include "gpu/cuda/cuda_api.h"
 #include "gpu/cuda/cuda_backend.h"
+#include "gpu/cuda/cuda_context.h"
 #include "gpu/cuda/cuda_driver.h"
 #include "gpu/cuda/end_words.h"
 
@@ -110,11 +111,11 @@ Error enumerate_error(const CudaPaths& paths) {
     return gpus ? Error{} : gpus.error();
 }
 
-std::unique_ptr<Backend> open_fake(const CudaPaths& paths = fake()) {
+std::unique_ptr<Backend> open_fake(const CudaPaths& paths = fake(), std::size_t gpu = 0) {
     auto driver = make_cuda_driver_for_test(paths);
     auto gpus = driver->enumerate();
     EXPECT_TRUE(gpus) << gpus.error().text();
-    auto backend = driver->open(gpus->at(0));
+    auto backend = driver->open(gpus->at(gpu));
     EXPECT_TRUE(backend) << backend.error().text();
     // Those found by measuring would differ each time.
     dynamic_cast<cuda::CudaBackend&>(**backend).set_thresholds({.batch = 8, .turbo = 4});
@@ -125,30 +126,41 @@ bool has(const std::string& text, std::string_view part) {
     return text.find(part) != std::string::npos;
 }
 
-/// Page-aligned host memory, registered with a backend.
-class HostMemory {
+/// Page-aligned host memory.
+class Pages {
   public:
-    HostMemory(Backend& backend, std::size_t bytes) : backend_(backend), bytes_(bytes) {
+    explicit Pages(std::size_t bytes) : bytes_(bytes) {
         void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                          -1, 0);
         memory_ = static_cast<std::byte*>(p);
+    }
+    ~Pages() { ::munmap(memory_, bytes_); }
+    Pages(const Pages&) = delete;
+    Pages& operator=(const Pages&) = delete;
+    [[nodiscard]] std::span<std::byte> span() const { return {memory_, bytes_}; }
+    [[nodiscard]] std::byte* page(std::size_t n) const { return memory_ + n * kPageBytes; }
+
+  private:
+    std::byte* memory_ = nullptr;
+    const std::size_t bytes_;
+};
+
+/// The same, registered with a backend.
+class HostMemory : public Pages {
+  public:
+    HostMemory(Backend& backend, std::size_t bytes) : Pages(bytes), backend_(backend) {
         auto ok = backend.register_host(span());
         EXPECT_TRUE(ok) << ok.error().text();
     }
     ~HostMemory() {
         auto ok = backend_.unregister_host(span());
         EXPECT_TRUE(ok || backend_.health() != Health::good);
-        ::munmap(memory_, bytes_);
     }
     HostMemory(const HostMemory&) = delete;
     HostMemory& operator=(const HostMemory&) = delete;
-    [[nodiscard]] std::span<std::byte> span() const { return {memory_, bytes_}; }
-    [[nodiscard]] std::byte* page(std::size_t n) const { return memory_ + n * kPageBytes; }
 
   private:
     Backend& backend_;
-    std::byte* memory_ = nullptr;
-    std::size_t bytes_;
 };
 
 void fill(std::byte* page, int seed) {
@@ -524,18 +536,330 @@ TEST(CudaHostMemory, ErrorsAreTold) {
     EXPECT_EQ(backend->health(), Health::good);
 }
 
+/// Memory that another user of CUDA in this process has registered.
+class Foreign {
+  public:
+    explicit Foreign(std::span<std::byte> memory) : memory_(memory) {
+        const cuda::ContextScope scope(*api_, context_->get());
+        EXPECT_EQ(api_->mem_host_register(memory.data(), memory.size(),
+                                          cuda::kHostRegisterPortable | cuda::kHostRegisterDeviceMap),
+                  cuda::code::kSuccess);
+    }
+    ~Foreign() {
+        const cuda::ContextScope scope(*api_, context_->get());
+        EXPECT_EQ(api_->mem_host_unregister(memory_.data()), cuda::code::kSuccess);
+    }
+    Foreign(const Foreign&) = delete;
+    Foreign& operator=(const Foreign&) = delete;
+
+  private:
+    std::shared_ptr<const cuda::CudaApi> api_ = *cuda::load_cuda(FAKE_CUDA_PATH);
+    std::shared_ptr<cuda::OwnedContext> context_ = *cuda::OwnedContext::create(api_, 0);
+    const std::span<std::byte> memory_;
+};
+
 TEST(CudaHostMemory, FailureInTheMiddleRegistersNothing) {
     const auto backend = open_fake();
-    void* p = ::mmap(nullptr, mib(512).n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                     -1, 0);
-    const std::span<std::byte> memory(static_cast<std::byte*>(p), mib(512).n);
-    // The second piece is taken already.
-    ASSERT_TRUE(backend->register_host(memory.last(mib(256).n)));
-    EXPECT_FALSE(backend->register_host(memory));
-    EXPECT_TRUE(backend->register_host(memory.first(mib(256).n)));
-    EXPECT_TRUE(backend->unregister_host(memory.first(mib(256).n)));
-    EXPECT_TRUE(backend->unregister_host(memory.last(mib(256).n)));
-    ::munmap(p, memory.size());
+    const Pages host(mib(512).n);
+    {
+        const Foreign second_piece(host.span().last(mib(256).n));
+        EXPECT_EQ(backend->register_host(host.span()).error().code, Errc::exists);
+        EXPECT_TRUE(backend->register_host(host.span().first(mib(256).n)));
+        EXPECT_TRUE(backend->unregister_host(host.span().first(mib(256).n)));
+    }
+    EXPECT_TRUE(backend->register_host(host.span()));
+    EXPECT_TRUE(backend->unregister_host(host.span()));
+}
+
+// --- host memory of several GPUs ---
+
+/// How often the driver was asked since the last look.
+struct Asked {
+    const std::string library = FAKE_CUDA_PATH;
+    int registered = calls("cuMemHostRegister_v2", library);
+    int unregistered = calls("cuMemHostUnregister", library);
+    int elsewhere = calls("cuMemHostUnregister elsewhere", library);
+    int destroyed = calls("cuCtxDestroy_v2", library);
+    /// Unregistered, in its own context, once.
+    void expect_ended() const {
+        EXPECT_EQ(calls("cuMemHostUnregister", library) - unregistered, 1);
+        EXPECT_EQ(calls("cuMemHostUnregister elsewhere", library), elsewhere);
+    }
+    void expect_nothing_ended() const { EXPECT_EQ(calls("cuMemHostUnregister", library), unregistered); }
+    [[nodiscard]] int contexts_destroyed() const { return calls("cuCtxDestroy_v2", library) - destroyed; }
+};
+
+/// An opened GPU of the machine with two, and a way to copy through it.
+struct Gpu {
+    std::unique_ptr<Backend> backend;
+    std::unique_ptr<TransferQueue> queue;
+    SegmentId segment;
+
+    Gpu(std::size_t n, const CudaPaths& paths) : backend(open_fake(paths, n)), queue(*backend->make_queue()) {
+        segment = *backend->allocate_segment(mib(2));
+    }
+    /// Sends the first half and fetches it into the second, in both modes.
+    void expect_copies(const Pages& host) const {
+        const std::size_t half = host.span().size() / kPageBytes / 2;
+        static std::atomic<int> seed{0};
+        for (const EngineMode mode : {EngineMode::copy, EngineMode::turbo}) {
+            queue->set_mode(mode);
+            std::vector<Copy> up;
+            std::vector<Copy> down;
+            for (std::size_t n = 0; n < half; ++n) {
+                fill(host.page(n), ++seed);
+                up.push_back({Copy::Op::to_gpu, segment, 2 * n * kPageBytes, host.page(n), kPageBytes});
+                down.push_back(
+                    {Copy::Op::from_gpu, segment, 2 * n * kPageBytes, host.page(half + n), kPageBytes});
+            }
+            EXPECT_EQ(run(*queue, up), IoStatus::ok);
+            EXPECT_EQ(run(*queue, down), IoStatus::ok);
+            EXPECT_EQ(std::memcmp(host.page(0), host.page(half), half * kPageBytes), 0);
+        }
+    }
+    void add(const Pages& host) const {
+        auto ok = backend->register_host(host.span());
+        EXPECT_TRUE(ok) << ok.error().text();
+    }
+    void remove(const Pages& host) const {
+        auto ok = backend->unregister_host(host.span());
+        EXPECT_TRUE(ok) << ok.error().text();
+    }
+    void close() {
+        queue.reset();
+        backend.reset();
+    }
+    /// One submission never ends, and the driver says why.
+    void lose(const Pages& host) const {
+        Ticket ticket = 0;
+        const Copy copy{Copy::Op::from_gpu, segment, 0, host.page(0), kPageBytes};
+        const Setting hold("FAKE_CUDA_HOLD", "1");
+        const Setting dead("FAKE_FAIL_cuStreamQuery", "700");
+        EXPECT_EQ(queue->submit({&copy, 1}, ticket), IoStatus::pending);
+        EXPECT_EQ(finish(*queue, ticket), IoStatus::io_error);
+        EXPECT_EQ(backend->health(), Health::context_lost);
+    }
+};
+
+struct TwoGpus {
+    const Setting devices{"FAKE_CUDA_DEVICES", "2"};
+    const Setting kernels;
+    const TempFolder folder;  ///< with a driver of their own: what is lost stays
+    const std::string library = fake_without(folder, {});
+    const Pages host{64 * kPageBytes};
+    Gpu first{0, fake_at(library)};
+    Gpu second{1, fake_at(library)};
+
+    /// Without kernels unless told: warming them up takes longest.
+    explicit TwoGpus(const char* with_kernels = "0") : kernels("FAKE_CUDA_ATTR_91", with_kernels) {}
+
+    [[nodiscard]] Asked asked() const { return Asked{library}; }
+    /// The driver knows of no registration any more, nor do we.
+    void expect_nothing_left() const {
+        const Asked before = asked();
+        const Gpu third(1, fake_at(library));
+        third.add(host);
+        EXPECT_GE(calls("cuMemHostRegister_v2", library), before.registered + 1);
+        third.expect_copies(host);
+        third.remove(host);
+    }
+};
+
+TEST(CudaTwoGpus, EachHasItsOwnMemory) {
+    const TwoGpus gpus;
+    const Bytes free = gpus.second.backend->memory_info()->free;
+    ASSERT_TRUE(gpus.first.backend->allocate_segment(mib(200)));
+    EXPECT_EQ(gpus.second.backend->memory_info()->free, free);
+    EXPECT_TRUE(gpus.second.backend->allocate_segment(mib(200)));
+    EXPECT_FALSE(gpus.second.backend->allocate_segment(mib(200)));
+}
+
+TEST(CudaTwoGpus, ShareOneRegistration) {
+    const TwoGpus gpus("1");
+    ASSERT_TRUE(gpus.first.backend->caps().turbo && gpus.second.backend->caps().turbo);
+    for (const auto& [one, other] :
+         {std::pair(&gpus.first, &gpus.second), std::pair(&gpus.second, &gpus.first)}) {
+        const Asked asked = gpus.asked();
+        one->add(gpus.host);
+        other->add(gpus.host);
+        EXPECT_EQ(calls("cuMemHostRegister_v2", gpus.library) - asked.registered, 1);
+        one->expect_copies(gpus.host);
+        other->expect_copies(gpus.host);
+        // The one that registered goes first, then the other way round.
+        one->remove(gpus.host);
+        asked.expect_nothing_ended();
+        other->expect_copies(gpus.host);
+        one->add(gpus.host);
+        other->remove(gpus.host);
+        asked.expect_nothing_ended();
+        one->expect_copies(gpus.host);
+        one->remove(gpus.host);
+        asked.expect_ended();
+        EXPECT_EQ(calls("cuMemHostRegister_v2", gpus.library) - asked.registered, 1);
+    }
+    gpus.expect_nothing_left();
+}
+
+TEST(CudaTwoGpus, TheLastEndsARegistrationThatTheOtherMade) {
+    const TwoGpus gpus;
+    gpus.first.add(gpus.host);
+    gpus.second.add(gpus.host);
+    gpus.first.remove(gpus.host);
+    const Asked asked = gpus.asked();
+    gpus.second.remove(gpus.host);
+    asked.expect_ended();
+    gpus.expect_nothing_left();
+}
+
+TEST(CudaTwoGpus, OnlyExactRangesAreShared) {
+    const TwoGpus gpus;
+    const auto all = gpus.host.span();
+    const auto middle = all.subspan(kPageBytes, kPageBytes);
+    ASSERT_TRUE(gpus.first.backend->register_host(middle));
+    const Asked asked = gpus.asked();
+    EXPECT_EQ(gpus.first.backend->register_host(middle).error().code, Errc::exists);
+    EXPECT_EQ(gpus.second.backend->unregister_host(middle).error().code, Errc::not_found);
+    for (const auto range : {all, all.first(2 * kPageBytes), all.subspan(kPageBytes)})
+        EXPECT_EQ(gpus.second.backend->register_host(range).error().code, Errc::exists);
+    EXPECT_EQ(gpus.second.backend->unregister_host(all).error().code, Errc::not_found);
+    EXPECT_EQ(calls("cuMemHostRegister_v2", gpus.library), asked.registered);
+    // Neighbours are none of this.
+    ASSERT_TRUE(gpus.second.backend->register_host(all.first(kPageBytes)));
+    ASSERT_TRUE(gpus.second.backend->register_host(all.subspan(2 * kPageBytes)));
+    ASSERT_TRUE(gpus.second.backend->register_host(middle));
+    EXPECT_EQ(gpus.second.backend->register_host(middle).error().code, Errc::exists);
+    ASSERT_TRUE(gpus.first.backend->unregister_host(middle));
+    EXPECT_EQ(gpus.first.backend->unregister_host(middle).error().code, Errc::not_found);
+    gpus.second.expect_copies(gpus.host);
+}
+
+TEST(CudaTwoGpus, OneThatDoesNotReachTheMemorySaysSo) {
+    const TwoGpus gpus;
+    gpus.first.add(gpus.host);
+    {
+        const Setting not_mapped("FAKE_FAIL_cuMemHostGetDevicePointer_v2", "1");
+        EXPECT_FALSE(gpus.second.backend->register_host(gpus.host.span()));
+    }
+    EXPECT_EQ(gpus.second.backend->unregister_host(gpus.host.span()).error().code, Errc::not_found);
+    gpus.second.add(gpus.host);
+}
+
+TEST(CudaTwoGpus, TheOneThatRegisteredIsDestroyedFirst) {
+    TwoGpus gpus;
+    gpus.first.add(gpus.host);
+    gpus.second.add(gpus.host);
+    gpus.first.queue.reset();
+    const Asked asked = gpus.asked();
+    gpus.first.close();
+    asked.expect_nothing_ended();
+    gpus.second.expect_copies(gpus.host);
+    {  // a third comes to what the first has left
+        const Gpu third(0, fake_at(gpus.library));
+        third.add(gpus.host);
+        third.expect_copies(gpus.host);
+        third.remove(gpus.host);
+        gpus.second.expect_copies(gpus.host);
+    }
+    EXPECT_EQ(asked.contexts_destroyed(), 1) << "the third's: the first's is needed";
+    const Asked before_last = gpus.asked();
+    gpus.second.remove(gpus.host);
+    before_last.expect_ended();
+    EXPECT_EQ(before_last.contexts_destroyed(), 1);
+    gpus.expect_nothing_left();
+}
+
+TEST(CudaTwoGpus, DestructionGivesBackWhatWasNotUnregistered) {
+    for (const bool first_goes_first : {true, false}) {
+        TwoGpus gpus;
+        gpus.first.add(gpus.host);
+        gpus.second.add(gpus.host);
+        const Asked asked = gpus.asked();
+        Gpu& goes = first_goes_first ? gpus.first : gpus.second;
+        Gpu& stays = first_goes_first ? gpus.second : gpus.first;
+        goes.close();
+        stays.expect_copies(gpus.host);
+        EXPECT_EQ(asked.contexts_destroyed(), first_goes_first ? 0 : 1);
+        stays.close();
+        EXPECT_EQ(asked.contexts_destroyed(), 2);
+        EXPECT_EQ(calls("cuMemHostUnregister elsewhere", gpus.library), asked.elsewhere);
+        gpus.expect_nothing_left();
+    }
+}
+
+TEST(CudaTwoGpus, TheOneThatRegisteredIsLost) {
+    for (const bool destroyed : {false, true}) {
+        TwoGpus gpus;
+        gpus.first.add(gpus.host);
+        gpus.second.add(gpus.host);
+        gpus.first.lose(gpus.host);
+        const Asked asked = gpus.asked();
+        const int pushed = calls("cuCtxPushCurrent_v2", gpus.library);
+        if (destroyed)
+            gpus.first.close();
+        else
+            EXPECT_EQ(gpus.first.backend->unregister_host(gpus.host.span()).error().code, Errc::gpu_lost);
+        EXPECT_EQ(calls("cuCtxPushCurrent_v2", gpus.library), pushed) << "no more questions";
+        gpus.second.expect_copies(gpus.host);
+        asked.expect_nothing_ended();
+        gpus.second.remove(gpus.host);
+        EXPECT_EQ(calls("cuMemHostUnregister elsewhere", gpus.library) - asked.elsewhere, 1);
+        EXPECT_EQ(asked.contexts_destroyed(), 0);
+        EXPECT_EQ(gpus.second.backend->health(), Health::good);
+        gpus.expect_nothing_left();
+    }
+}
+
+TEST(CudaTwoGpus, TheOtherIsLost) {
+    for (const bool destroyed : {false, true}) {
+        TwoGpus gpus;
+        gpus.first.add(gpus.host);
+        gpus.second.add(gpus.host);
+        gpus.second.lose(gpus.host);
+        gpus.first.remove(gpus.host);
+        const Asked asked = gpus.asked();
+        if (destroyed)
+            gpus.second.close();
+        else
+            EXPECT_EQ(gpus.second.backend->unregister_host(gpus.host.span()).error().code, Errc::gpu_lost);
+        asked.expect_ended();
+        gpus.expect_nothing_left();
+    }
+}
+
+TEST(CudaTwoGpus, AfterTheLossOfBothOnlyTheDriverKnows) {
+    TwoGpus gpus;
+    gpus.first.add(gpus.host);
+    gpus.second.add(gpus.host);
+    gpus.first.lose(gpus.host);
+    gpus.second.lose(gpus.host);
+    const Asked asked = gpus.asked();
+    gpus.second.close();
+    EXPECT_EQ(gpus.first.backend->unregister_host(gpus.host.span()).error().code, Errc::gpu_lost);
+    asked.expect_nothing_ended();
+    const Gpu third(0, fake_at(gpus.library));
+    const int registered = calls("cuMemHostRegister_v2", gpus.library);
+    EXPECT_EQ(third.backend->register_host(gpus.host.span()).error().code, Errc::exists);
+    EXPECT_EQ(calls("cuMemHostRegister_v2", gpus.library) - registered, 1) << "it is the driver that refuses";
+}
+
+TEST(CudaTwoGpus, ComeAndGoAtOnce) {
+    const TwoGpus gpus;
+    const auto work = [&](const Gpu& gpu, std::byte* page) {
+        const Pages own(8 * kPageBytes);
+        const Copy down{Copy::Op::from_gpu, gpu.segment, 0, page, kPageBytes};
+        for (int n = 0; n < 300; ++n) {
+            gpu.add(gpus.host);
+            gpu.add(own);
+            EXPECT_EQ(run(*gpu.queue, {&down, 1}), IoStatus::ok);
+            gpu.expect_copies(own);
+            gpu.remove(gpus.host);
+            gpu.remove(own);
+        }
+    };
+    std::thread other([&] { work(gpus.second, gpus.host.page(1)); });
+    work(gpus.first, gpus.host.page(0));
+    other.join();
+    gpus.expect_nothing_left();
 }
 
 TEST(CudaMemoryInfo, ByNvmlOrByCuda) {

@@ -143,7 +143,6 @@ TEST_F(MonitorTest, SeesGpuDeviceAndMachine) {
         s.stored = mib(900);
         s.spill_room = mib(800);
         s.move_rate = 12345;
-        s.queue_pages = 17;
     });
     const Snapshot first = step().snapshot;
     EXPECT_EQ(first.total, gib(8));
@@ -154,7 +153,7 @@ TEST_F(MonitorTest, SeesGpuDeviceAndMachine) {
     EXPECT_EQ(first.stored, mib(900));
     EXPECT_EQ(first.spill_room, mib(800));
     EXPECT_EQ(first.move_rate, 12345u);
-    EXPECT_EQ(first.queue_pages, 17u);
+    EXPECT_EQ(first.queue_pages, 0u);
     EXPECT_EQ(first.power, PowerSource::battery);
     EXPECT_EQ(first.ram_available, gib(8));
     EXPECT_DOUBLE_EQ(first.ram_psi_some_avg10, 1.5);
@@ -198,6 +197,19 @@ TEST_F(MonitorTest, PageRatesAreThoseOfTheLastMoments) {
     EXPECT_EQ(move(0, 0).pages_out_per_s, 0u) << "after four periods";
     now_ += 10 * kSecondNs;
     EXPECT_EQ(move(0, 20'100).pages_out_per_s, 2000u) << "a driver was slow for ten seconds";
+}
+
+TEST_F(MonitorTest, RequestsInFlightAreThoseThatWaitedOnAverage) {
+    const auto waited = [this](std::uint64_t ns) {
+        device_.change([&](auto& s) { s.waited_ns += ns; });
+        return step().snapshot.queue_pages;
+    };
+    EXPECT_EQ(waited(kSecondNs), 0u);
+    const std::uint64_t period = policy_.period_ns;
+    EXPECT_EQ(waited(64 * period), 64u) << "none need be there at the instant";
+    EXPECT_EQ(waited(64 * period), 64u);
+    for (int n = 0; n < 3; ++n) EXPECT_GT(waited(0), 0u);
+    EXPECT_EQ(waited(0), 0u);
 }
 
 // --- free memory and ours belong together ---
@@ -426,7 +438,7 @@ TEST_F(MonitorTest, YieldEndsWithItsHolder) {
 
 TEST_F(MonitorTest, TellsAStatus) {
     DeviceStatus early;
-    tell(monitor().report(), early);
+    tell(monitor().report(), {}, early);
     EXPECT_EQ(early.reason, "");
     EXPECT_EQ(early.others_sm_percent, -1);
     gpu_.faults().others_sm = 30;
@@ -435,14 +447,9 @@ TEST_F(MonitorTest, TellsAStatus) {
     hold(gib(1), gib(2));
     monitor().set_manual_target(gib(4));
     monitor().set_yield(Yield{gib(2), ProcessId{::getpid(), 0}});
-    DeviceStatus by_hand;
-    tell(monitor().report(), by_hand);
-    EXPECT_EQ(by_hand.set_by_hand,
-              "resize 4G, yield 2G until process " + std::to_string(::getpid()) + " ends");
     monitor().set_yield(Yield{Bytes{0}, {}});
     DeviceStatus status;
-    tell(pass(kSecondNs), status);
-    EXPECT_EQ(status.set_by_hand, "resize 4G, yield");
+    tell(pass(kSecondNs), {}, status);
     EXPECT_EQ(status.vram_target, Bytes{0});
     EXPECT_EQ(status.reason, to_string(Reason::yielded));
     EXPECT_EQ(status.reserve, mib(512));
@@ -468,7 +475,7 @@ TEST_F(MonitorTest, SaysThatTheSpillIsFull) {
 
 TEST(PolicySetup, IsWhatTheDeviceSays) {
     DeviceConfig device;
-    const auto plain = policy_config(device);
+    const auto plain = policy_config(device, gib(10));
     ASSERT_TRUE(plain);
     EXPECT_FALSE(plain->headroom);
     EXPECT_EQ(plain->target_max, PolicyConfig{}.target_max);
@@ -476,10 +483,10 @@ TEST(PolicySetup, IsWhatTheDeviceSays) {
     EXPECT_EQ(plain->mode, ModeChoice::automatic);
     device.segment = mib(64);
     device.headroom = "15%";
-    device.vram_max = gib(3);
+    device.vram_max = "30%";
     device.swap_rate_max = gib(1);
     device.mode = "copy";
-    const auto set = policy_config(device);
+    const auto set = policy_config(device, gib(10));
     ASSERT_TRUE(set);
     EXPECT_EQ(set->segment, mib(64));
     EXPECT_EQ(set->headroom->of(gib(100)), gib(15));
@@ -487,7 +494,7 @@ TEST(PolicySetup, IsWhatTheDeviceSays) {
     EXPECT_EQ(set->swap_rate_beside_others, gib(1).n);
     EXPECT_EQ(set->mode, ModeChoice::always_copy);
     device.headroom = "much";
-    EXPECT_EQ(policy_config(device).error().code, Errc::usage);
+    EXPECT_EQ(policy_config(device, gib(10)).error().code, Errc::usage);
 }
 
 TEST(MonitoredStoreTest, TellsAndObeys) {

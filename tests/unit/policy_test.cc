@@ -135,6 +135,16 @@ TEST(Policy, TheFirstDecisionMayGrow) {
     EXPECT_EQ(world.plan.reason, Reason::growing);
 }
 
+TEST(Policy, AFirstReadingThatComesLateIsNoReasonToWait) {
+    PolicyWorld world = world_with(gib(4));
+    world.seen.ours = mib(128);
+    world.seen.free_known = false;
+    EXPECT_EQ(world.decide().target, mib(128));
+    world.seen.free_known = true;
+    world.pass(100 * kMs);
+    EXPECT_GT(world.plan.target, mib(128));
+}
+
 TEST(Policy, ShrinksWithTheNextDecision) {
     PolicyWorld world = world_with(gib(60));
     world.pass(kSecondNs);

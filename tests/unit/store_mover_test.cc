@@ -458,6 +458,62 @@ TEST_F(TwoGpus, OneYieldsToTheOther) {
     expect_all();
 }
 
+TEST_F(TwoGpus, WhatConcernsBothIsTheMoreCarefulWord) {
+    store()->obey(0, {.mode = EngineMode::turbo, .move_rate = 0});
+    EXPECT_EQ(stats().mode, EngineMode::copy) << "nothing was said for the other one";
+    store()->obey(1, {.mode = EngineMode::turbo, .move_rate = 0});
+    EXPECT_EQ(stats().mode, EngineMode::turbo);
+    store()->obey(0, {.mode = EngineMode::copy, .move_rate = 0});
+    EXPECT_EQ(stats().mode, EngineMode::copy);
+    store()->obey(1, {.mode = EngineMode::turbo, .move_rate = 0});
+    EXPECT_EQ(stats().mode, EngineMode::copy) << "the first one's word still counts";
+    // Moves: who is in a hurry is not held up.
+    fill_all();
+    store()->obey(0, {.vram_max = {0}});
+    store()->obey(1, {.vram_max = {0}, .move_rate = 0});
+    ASSERT_TRUE(store().settle());
+    EXPECT_EQ(held(0), Bytes{0});
+    EXPECT_EQ(held(1), Bytes{0});
+    expect_all();
+}
+
+TEST_F(TwoGpus, WhatOneHoldsMayGoToTheOtherWithoutASpill) {
+    queue_.reset();
+    store_.reset();
+    store_ = std::make_unique<test::SteppedStore>(std::vector<test::SimGpu*>{gpu_.get(), other_gpu_.get()},
+                                                  config(mib(4), 4), &keeper_);
+    queue_ = std::move(*store()->make_queue(kDepth));
+    fill_all();
+    store()->obey(1, {.vram_max = mib(64)});
+    EXPECT_GE(store()->holdings(0).spill_room, Bytes{kChunkBytes} * chunks_on(0));
+    store()->obey(0, {.vram_max = {0}});
+    ASSERT_TRUE(store().settle());
+    EXPECT_EQ(held(0), Bytes{0});
+    EXPECT_EQ(store()->holdings(1).spill_room, Bytes{0}) << "the first one may take nothing";
+    expect_all();
+}
+
+TEST_F(TwoGpus, TheOtherTakesSegmentsBeforeThoseOfTheFirstAreEmpty) {
+    constexpr std::uint32_t kMany = 12;  // all of the device: three segments on each GPU
+    queue_.reset();
+    store_.reset();
+    StoreConfig whole = config(mib(4), 4);
+    whole.size = Bytes{kChunkBytes} * kMany;
+    whole.spill = spill_->spill.get();
+    store_ = std::make_unique<test::SteppedStore>(std::vector<test::SimGpu*>{gpu_.get(), other_gpu_.get()},
+                                                  whole, &keeper_);
+    queue_ = std::move(*store()->make_queue(kDepth));
+    for (std::uint32_t c = 0; c < kMany; ++c) fill_chunk(c, 1);
+    for (std::uint32_t c = 0; c < kMany; c += 4)  // in each segment a cold chunk and a hot one
+        for (const std::uint32_t hot : {c, c + 1}) expect(page_of(hot, 3), kPages, 1);
+    ASSERT_EQ(chunks_on(1), kMany / 2);
+    store()->obey(1, {.vram_max = {0}});
+    ASSERT_TRUE(store().settle());
+    EXPECT_EQ(held(1), Bytes{0});
+    EXPECT_EQ(stats().moved_out, Bytes{0}) << "nothing had to go to the disk";
+    for (std::uint32_t c = 0; c < kMany; ++c) expect(page_of(c, 3), kPages, 1);
+}
+
 TEST_F(TwoGpus, OneThatFailsTakesNothingOfTheOtherWithIt) {
     fill_all();
     faults().lost = true;

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "daemon/by_hand_orders.h"
 #include "sys/process_end.h"
 
 namespace vramswap {
@@ -170,6 +171,71 @@ TEST(Yields, HoldersAreNotWithoutEnd) {
     ASSERT_TRUE(yields.begin(gib(7), idlers[0]->pid())) << "who holds one may change it";
     idlers[0].reset();
     EXPECT_TRUE(yields.begin(Bytes{0}, late.pid())) << "a dead holder makes room";
+}
+
+// --- orders by hand ---
+
+ControlRequest resize(std::optional<Bytes> vram, const std::string& gpu = {}) {
+    return {ControlRequest::Op::resize, vram, 0, gpu};
+}
+ControlRequest yield(std::optional<Bytes> vram, const std::string& gpu = {}) {
+    return {ControlRequest::Op::yield, vram, 0, gpu};
+}
+
+TEST(ByHandOrders, OneGpuGetsWhatIsSaid) {
+    ByHandOrders orders({{"cuda:0", gib(8)}}, mib(128));
+    EXPECT_EQ(orders.target(0), std::nullopt);
+    EXPECT_EQ(orders.vram_max(0), std::nullopt);
+    EXPECT_EQ(orders.text(), "");
+    ASSERT_TRUE(orders.take(resize(gib(4))));
+    ASSERT_TRUE(orders.take(yield(mib(65))));
+    EXPECT_EQ(orders.target(0), gib(4));
+    EXPECT_EQ(orders.vram_max(0), mib(65)) << "not rounded: that is the policy's";
+    EXPECT_EQ(orders.text(), "resize 4G, yield 65M");
+    ASSERT_TRUE(orders.take(resize({})));
+    ASSERT_TRUE(orders.take(yield({})));
+    EXPECT_EQ(orders.text(), "");
+}
+
+TEST(ByHandOrders, SeveralGpusShareInProportionToTheirMemory) {
+    ByHandOrders orders({{"cuda:0", gib(24)}, {"cuda:1", gib(8)}, {"cuda:2", gib(16)}}, mib(128));
+    ASSERT_TRUE(orders.take(resize(gib(12))));
+    EXPECT_EQ(orders.target(0), gib(6));
+    EXPECT_EQ(orders.target(1), gib(2));
+    EXPECT_EQ(orders.target(2), gib(4));
+    for (const std::uint64_t segments : {0u, 1u, 2u, 3u, 5u, 7u, 100u, 12345u}) {
+        const Bytes all = mib(128) * segments;
+        ASSERT_TRUE(orders.take(resize(all)));
+        EXPECT_EQ(*orders.target(0) + *orders.target(1) + *orders.target(2), all) << segments;
+    }
+    ASSERT_TRUE(orders.take(yield(mib(200))));
+    EXPECT_LE((*orders.vram_max(0) + *orders.vram_max(1) + *orders.vram_max(2)).n, mib(200).n);
+}
+
+TEST(ByHandOrders, OneOfSeveralGpusCanBeMeant) {
+    ByHandOrders orders({{"cuda:0", gib(8)}, {"cuda:1", gib(8)}}, mib(128));
+    ASSERT_TRUE(orders.take(resize(gib(4))));
+    ASSERT_TRUE(orders.take(resize(gib(1), "cuda:1")));
+    ASSERT_TRUE(orders.take(yield(Bytes{0}, "cuda:0")));
+    EXPECT_EQ(orders.target(0), gib(2));
+    EXPECT_EQ(orders.target(1), gib(1));
+    EXPECT_EQ(orders.vram_max(0), Bytes{0});
+    EXPECT_EQ(orders.vram_max(1), std::nullopt);
+    EXPECT_EQ(orders.text(), "resize 4G, yield of cuda:0, resize 1G of cuda:1");
+    ASSERT_TRUE(orders.take(yield(gib(6))));
+    EXPECT_EQ(orders.vram_max(0), Bytes{0}) << "the least counts";
+    EXPECT_EQ(orders.vram_max(1), gib(3));
+    ASSERT_TRUE(orders.take(resize({}, "cuda:1")));
+    EXPECT_EQ(orders.target(1), gib(2)) << "as the others again";
+    ASSERT_TRUE(orders.take(resize(gib(1), "cuda:1")));
+    ASSERT_TRUE(orders.take(resize({})));
+    EXPECT_EQ(orders.target(1), std::nullopt) << "auto is for all";
+    ASSERT_TRUE(orders.take(yield({})));
+    EXPECT_EQ(orders.text(), "");
+    const auto unknown = orders.take(resize(gib(1), "cuda:2"));
+    ASSERT_FALSE(unknown);
+    EXPECT_EQ(unknown.error().code, Errc::not_found);
+    EXPECT_NE(unknown.error().hint.find("cuda:0, cuda:1"), std::string::npos);
 }
 
 }  // namespace

@@ -123,7 +123,7 @@ ByHand Monitor::by_hand() {
 }
 
 Snapshot Monitor::look(const ByHand& by_hand, std::uint64_t now_ns, const MonitoredDevice::Sample& sample) {
-    rates_.add({now_ns, sample.pages_in, sample.pages_out});
+    rates_.add({now_ns, sample.pages_in, sample.pages_out, sample.waited_ns});
     Snapshot snapshot;
     gpu_.tell(snapshot, now_ns);
     machine_.tell(snapshot);
@@ -131,7 +131,7 @@ Snapshot Monitor::look(const ByHand& by_hand, std::uint64_t now_ns, const Monito
     snapshot.stored = sample.stored;
     snapshot.spill_room = sample.spill_room;
     snapshot.move_rate = sample.move_rate;
-    snapshot.queue_pages = sample.queue_pages;
+    snapshot.queue_pages = rates_.in_flight();
     snapshot.pages_in_per_s = rates_.in_per_s();
     snapshot.pages_out_per_s = rates_.out_per_s();
     snapshot.manual_target = by_hand.target;

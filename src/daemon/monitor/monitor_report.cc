@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "policy/config.h"
 
 namespace vramswap {
@@ -23,36 +25,43 @@ std::string_view to_string(PowerSource power) {
     return "unknown";
 }
 
-std::string text_of(const Yield& yield) {
-    std::string text = "yield";
-    if (yield.most.n != 0) text += " " + format_size(yield.most);
-    if (yield.holder) text += fmt::format(" until process {} ends", yield.holder->pid);
-    return text;
-}
-
-std::string text_of(const ByHand& by_hand) {
-    std::string text;
-    if (by_hand.target) text = "resize " + format_size(*by_hand.target);
-    if (by_hand.yield) text += (text.empty() ? "" : ", ") + text_of(*by_hand.yield);
-    return text;
+/// One if it is the same everywhere.
+std::string reasons_of(const std::vector<GpuPart>& gpus) {
+    std::string all;
+    bool alike = true;
+    for (const GpuPart& gpu : gpus) {
+        alike = alike && gpu.reason == gpus.front().reason;
+        all += fmt::format("{}{}: {}", all.empty() ? "" : "; ", gpu.selector, gpu.reason);
+    }
+    return alike ? gpus.front().reason : all;
 }
 
 }  // namespace
 
-void tell(const MonitorReport& report, DeviceStatus& status) {
+void tell(const MonitorReport& report, GpuPart gpu, DeviceStatus& status) {
     const Snapshot& seen = report.snapshot;
-    status.set_by_hand = text_of(report.by_hand);
-    if (report.processes) status.gpu_processes = *report.processes;
-    if (report.decided_at_ns == 0) return;
-    status.vram_target = report.plan.target;
-    status.reason = to_string(report.plan.reason);
-    status.reserve = report.plan.reserve;
-    status.move_rate_max = report.plan.move_rate;
-    status.gpu_total = seen.total;
-    status.gpu_free = seen.free;
-    status.others_memory = seen.others_memory.value_or(Bytes{});
-    if (seen.others_sm_percent) status.others_sm_percent = static_cast<int>(*seen.others_sm_percent);
-    status.power = to_string(seen.power);
+    if (report.processes)
+        status.gpu_processes.insert(status.gpu_processes.end(), report.processes->begin(),
+                                    report.processes->end());
+    if (report.decided_at_ns != 0) {
+        gpu.target = report.plan.target;
+        gpu.reserve = report.plan.reserve;
+        gpu.reason = to_string(report.plan.reason);
+        gpu.total = seen.total;
+        gpu.free = seen.free;
+        gpu.others_memory = seen.others_memory.value_or(Bytes{});
+        if (seen.others_sm_percent) gpu.others_sm_percent = static_cast<int>(*seen.others_sm_percent);
+        status.move_rate_max = std::max(status.move_rate_max, report.plan.move_rate);
+        status.power = to_string(seen.power);
+    }
+    status.vram_target = status.vram_target + gpu.target;
+    status.reserve = status.reserve + gpu.reserve;
+    status.gpu_total = status.gpu_total + gpu.total;
+    status.gpu_free = status.gpu_free + gpu.free;
+    status.others_memory = status.others_memory + gpu.others_memory;
+    status.others_sm_percent = std::max(status.others_sm_percent, gpu.others_sm_percent);
+    status.gpus.push_back(std::move(gpu));
+    status.reason = reasons_of(status.gpus);
 }
 
 std::string problem(const MonitorReport& report, std::uint64_t now_ns) {

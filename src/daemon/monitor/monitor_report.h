@@ -35,8 +35,9 @@ struct MonitorReport {
     std::string gpu_problem{};  ///< why its free memory cannot be read
 };
 
-/// Fills what a DeviceStatus has of GPU, machine and policy.
-void tell(const MonitorReport& report, DeviceStatus& status);
+/// Adds what a DeviceStatus has of a GPU, the machine and the policy. `gpu` has its names and our VRAM
+/// already.
+void tell(const MonitorReport& report, GpuPart gpu, DeviceStatus& status);
 /// What is wrong, in a sentence: the driver does not answer, or the spill is full; empty if nothing is.
 [[nodiscard]] std::string problem(const MonitorReport& report, std::uint64_t now_ns);
 

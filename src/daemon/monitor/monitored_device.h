@@ -26,7 +26,8 @@ class MonitoredDevice {
         Bytes spill_room{};
         std::uint64_t move_rate = 0;
         std::uint64_t pages_in = 0, pages_out = 0;  ///< read and written since the start
-        std::uint32_t queue_pages = 0;
+        std::uint64_t waited_ns =
+            0;  ///< for which requests have waited for copies, all together, since the start
     };
     /// Some us; never waits. Any thread.
     [[nodiscard]] virtual Sample sample() const = 0;

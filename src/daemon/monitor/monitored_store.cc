@@ -12,7 +12,7 @@ MonitoredDevice::Sample MonitoredStore::sample() const {
             .move_rate = h.move_rate,
             .pages_in = h.pages_in,
             .pages_out = h.pages_out,
-            .queue_pages = h.requests};
+            .waited_ns = h.waited_ns};
 }
 
 void MonitoredStore::obey(const Plan& plan) {

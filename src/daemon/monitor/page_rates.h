@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// PageRates: pages a second, from totals since the start. Owned by a Monitor; one thread.
+// PageRates: pages a second, and requests in flight, from totals since the start. Owned by a Monitor; one
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@ class PageRates {
         std::uint64_t when_ns = 0;
         std::uint64_t in = 0;
         std::uint64_t out = 0;
+        std::uint64_t waited_ns = 0;  ///< of all requests together
     };
     void add(const Totals& totals) {
         if (!samples_.empty() && totals.when_ns <= samples_.back().when_ns) return;
@@ -23,6 +25,11 @@ class PageRates {
     /// Over the last window, or since the sample before if that is longer ago. 0 with one sample.
     [[nodiscard]] std::uint64_t in_per_s() const { return rate(&Totals::in); }
     [[nodiscard]] std::uint64_t out_per_s() const { return rate(&Totals::out); }
+
+    /// On average (Little's law): an instant's count would miss those that come and end between two looks.
+    [[nodiscard]] std::uint32_t in_flight() const {
+        return static_cast<std::uint32_t>(rate(&Totals::waited_ns) / 1'000'000'000);
+    }
 
   private:
     /// Four periods: swap-out begins all at once, and room for it must not come a second later.

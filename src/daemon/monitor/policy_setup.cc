@@ -3,7 +3,7 @@
 
 namespace vramswap {
 
-Result<PolicyConfig> policy_config(const DeviceConfig& device) {
+Result<PolicyConfig> policy_config(const DeviceConfig& device, Bytes gpu_total) {
     PolicyConfig policy;
     policy.segment = device.segment;
     if (!device.headroom.empty()) {
@@ -13,7 +13,11 @@ Result<PolicyConfig> policy_config(const DeviceConfig& device) {
     }
     // A simulated GPU is nobody else's.
     if (device.headroom.empty() && device.gpu.starts_with("sim")) policy.headroom = SizeSpec{};
-    if (device.vram_max.n != 0) policy.target_max = device.vram_max;
+    if (!device.vram_max.empty()) {
+        const auto vram_max = parse_size(device.vram_max, "most of VRAM");
+        if (!vram_max) return vram_max.error();
+        policy.target_max = vram_max->of(gpu_total);
+    }
     if (device.swap_rate_max.n != 0) policy.swap_rate_beside_others = device.swap_rate_max.n;
     if (device.mode == "copy") policy.mode = ModeChoice::always_copy;
     // A segment is held even if nothing is stored: the first page that is swapped out does not wait for it.

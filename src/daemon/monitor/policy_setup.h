@@ -8,7 +8,7 @@
 
 namespace vramswap {
 
-/// Errors: usage, for a headroom that is none.
-[[nodiscard]] Result<PolicyConfig> policy_config(const DeviceConfig& device);
+/// On a GPU with so much memory. Errors: usage, for a headroom or a limit that is none.
+[[nodiscard]] Result<PolicyConfig> policy_config(const DeviceConfig& device, Bytes gpu_total);
 
 }  // namespace vramswap

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "gpu/cuda/cuda_queue.h"
 #include "gpu/cuda/gpu_usage.h"
+#include "gpu/cuda/host_registry.h"
 #include "gpu/cuda/page_launcher.h"
 
 namespace vramswap::cuda {
@@ -97,23 +98,13 @@ Result<Caps> find_caps(const CudaApi& api, CuDevice device) {
 
 }  // namespace
 
-Result<OwnedContext> OwnedContext::create(std::shared_ptr<const CudaApi> api, CuDevice device) {
-    CuContext context = nullptr;
-    // Waiting inside the driver must not burn a CPU; the I/O path never waits there.
-    const CuResult result = api->ctx_create(&context, kContextSchedBlockingSync, device);
-    if (result != code::kSuccess) return failure(*api, result, "cuCtxCreate");
-    CuContext popped = nullptr;
-    (void)api->ctx_pop_current(&popped);
-    return OwnedContext(std::move(api), context);
-}
-
 Result<std::unique_ptr<Backend>> CudaBackend::create(CudaHandles handles, GpuInfo info) {
     const std::string name = fmt::format("GPU {} ({})", info.selector(), info.name);
     auto context = OwnedContext::create(handles.api, handles.device);
     if (!context) return std::move(context.error()).in(name);
     PageKernels kernels;
     Result<Caps> caps = [&]() -> Result<Caps> {
-        const ContextScope scope(*handles.api, context->get());
+        const ContextScope scope(*handles.api, (*context)->get());
         if (scope.result() != code::kSuccess)
             return failure(*handles.api, scope.result(), "cuCtxPushCurrent");
         kernels = load_kernels(*handles.api, handles.device);
@@ -125,46 +116,42 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(CudaHandles handles, GpuInf
                                                                   std::move(info), *caps, kernels));
 }
 
-CudaBackend::CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info, Caps caps,
+CudaBackend::CudaBackend(CudaHandles handles, std::shared_ptr<OwnedContext> context, GpuInfo info, Caps caps,
                          PageKernels kernels)
     : Backend(std::move(info), caps),
       handles_(std::move(handles)),
       kernels_(kernels),
+      context_(std::move(context)),
       id_(next_backend_id()),
       slots_(kSegmentsMax),
-      segments_(kSegmentsMax),
-      context_(std::move(context)) {}
+      segments_(kSegmentsMax) {}
 
 CudaBackend::~CudaBackend() {
     launcher_.reset();
+    HostRegistry::of_process().remove_all(*context_);
     // After a loss the driver frees nothing and its calls may hang for a minute; the end of the process does
     // it all.
-    if (health() != Health::good) {
-        context_.abandon();
-        return;
-    }
+    if (health() != Health::good) return;
     std::vector<Segment> segments;
-    std::vector<std::span<std::byte>> registered;
     {
         const MutexLock lock(mutex_);
         segments.swap(segments_);
-        registered.swap(registered_);
     }
-    const ContextScope scope(api(), context_.get());
+    const ContextScope scope(api(), context());
     for (const Segment& segment : segments)
         if (segment.size.n != 0) (void)release(segment);
-    for (const std::span<std::byte> memory : registered) (void)unregister_pieces(memory);
 }
 
 CuResult CudaBackend::make_current() const {
     thread_local std::uint64_t current_id = 0;
     if (current_id == id_) return code::kSuccess;
-    const CuResult result = api().ctx_set_current(context_.get());
+    const CuResult result = api().ctx_set_current(context());
     if (result == code::kSuccess) current_id = id_;
     return result;
 }
 
 void CudaBackend::lose(Health health_now) {
+    context_->abandon();
     // Two threads may race here; the worst is that the loss of the GPU passes as that of the context until
     // the new process meets it again.
     if (health() != Health::gpu_lost) set_health(health_now);
@@ -264,7 +251,7 @@ Result<CuDevicePtr> CudaBackend::map_handle(CuMemHandle handle, Bytes size) {
 }
 
 Result<SegmentId> CudaBackend::do_allocate(Bytes size) {
-    const ContextScope scope(api(), context_.get());
+    const ContextScope scope(api(), context());
     if (auto ok = enter(scope); !ok) return std::move(ok).error();
     if (!caps().exportable_segments) {
         CuDevicePtr address = 0;
@@ -285,7 +272,7 @@ Result<SegmentId> CudaBackend::do_allocate(Bytes size) {
 }
 
 Result<void> CudaBackend::do_free(SegmentId segment) {
-    const ContextScope scope(api(), context_.get());
+    const ContextScope scope(api(), context());
     if (auto ok = enter(scope); !ok) return std::move(ok).error();
     Segment old;
     {
@@ -300,7 +287,7 @@ Result<void> CudaBackend::do_free(SegmentId segment) {
 }
 
 Result<UniqueFd> CudaBackend::do_export(SegmentId segment) {
-    const ContextScope scope(api(), context_.get());
+    const ContextScope scope(api(), context());
     if (auto ok = enter(scope); !ok) return std::move(ok).error();
     CuMemHandle handle = 0;
     {
@@ -321,7 +308,7 @@ Result<UniqueFd> CudaBackend::do_export(SegmentId segment) {
 Result<SegmentId> CudaBackend::do_import(int fd, Bytes size) {
     if (!caps().exportable_segments)
         return Error{Errc::unavailable, 0, "this GPU driver cannot import memory", {}};
-    const ContextScope scope(api(), context_.get());
+    const ContextScope scope(api(), context());
     if (auto ok = enter(scope); !ok) return std::move(ok).error();
     CuMemHandle handle = 0;
     // The ABI wants the number of the descriptor in the place of a pointer.
@@ -337,46 +324,20 @@ Result<SegmentId> CudaBackend::do_import(int fd, Bytes size) {
 }
 
 Result<void> CudaBackend::do_register(std::span<std::byte> memory) {
-    const ContextScope scope(api(), context_.get());
-    if (auto ok = enter(scope); !ok) return std::move(ok).error();
-    for (std::size_t done = 0; done < memory.size(); done += kRegisterPieceBytes) {
-        const auto piece = memory.subspan(done, std::min(kRegisterPieceBytes, memory.size() - done));
-        const CuResult result = api().mem_host_register(piece.data(), piece.size(),
-                                                        kHostRegisterPortable | kHostRegisterDeviceMap);
-        if (result == code::kSuccess) continue;
-        (void)unregister_pieces(memory.first(done));
-        return fail(result,
-                    fmt::format("cuMemHostRegister of {} of host memory", format_size({piece.size()})));
-    }
-    const MutexLock lock(mutex_);
-    registered_.push_back(memory);
-    return {};
-}
-
-/// Unregisters every piece that do_register made; goes on after an error. REQUIRES: the context is current.
-Result<void> CudaBackend::unregister_pieces(std::span<std::byte> memory) {
-    CuResult first = code::kSuccess;
-    for (std::size_t done = 0; done < memory.size(); done += kRegisterPieceBytes) {
-        const CuResult result = api().mem_host_unregister(memory.data() + done);
-        if (first == code::kSuccess) first = result;
-    }
-    if (first != code::kSuccess) return fail(first, "cuMemHostUnregister");
-    return {};
+    if (health() != Health::good) return lost();
+    const CuResult result = HostRegistry::of_process().add(context_, memory);
+    if (result == code::kSuccess) return {};
+    return fail(result, fmt::format("cuMemHostRegister of {} of host memory", format_size({memory.size()})));
 }
 
 Result<void> CudaBackend::do_unregister(std::span<std::byte> memory) {
-    const ContextScope scope(api(), context_.get());
-    if (auto ok = enter(scope); !ok) return std::move(ok).error();
-    {
-        const MutexLock lock(mutex_);
-        const auto known = std::ranges::find_if(registered_, [&](std::span<std::byte> r) {
-            return r.data() == memory.data() && r.size() == memory.size();
-        });
-        if (known == registered_.end())
-            return Error{Errc::not_found, 0, "host memory to unregister was not registered as such a range"};
-        registered_.erase(known);
-    }
-    return unregister_pieces(memory);
+    const CuResult result = HostRegistry::of_process().remove(*context_, memory);
+    if (health() != Health::good) return lost();
+    if (result == code::kHostMemoryNotRegistered)
+        return Error{Errc::not_found, 0, "host memory to unregister was not registered as such a range"};
+    // Not reported: it may be another GPU that is lost.
+    if (result != code::kSuccess) return failure(api(), result, "cuMemHostUnregister");
+    return {};
 }
 
 Result<std::unique_ptr<TransferQueue>> CudaBackend::do_make_queue() {
@@ -413,7 +374,7 @@ Result<MemoryInfo> CudaBackend::do_memory_info() {
             return memory;
         }
     }
-    const ContextScope scope(api(), context_.get());
+    const ContextScope scope(api(), context());
     if (auto ok = enter(scope); !ok) return std::move(ok).error();
     std::size_t free = 0;
     std::size_t total = 0;

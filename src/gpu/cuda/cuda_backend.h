@@ -14,12 +14,12 @@
 #include <memory>
 #include <optional>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
 #include "gpu/backend.h"
 #include "gpu/cuda/cuda_api.h"
+#include "gpu/cuda/cuda_context.h"
 #include "gpu/cuda/nvml_api.h"
 #include "gpu/cuda/page_kernel.h"
 
@@ -31,57 +31,12 @@ class PageLauncher;
 /// each.
 inline constexpr std::size_t kSegmentsMax = 16384;
 
-/// Host memory is registered in pieces of this size: larger ones make the driver allocate tables of more than
-/// 2 MiB, compacting memory while it holds the lock that every GPU client needs.
-inline constexpr std::size_t kRegisterPieceBytes = std::size_t{256} << 20;
-
 /// The GPU and what it is driven through.
 struct CudaHandles {
     std::shared_ptr<const CudaApi> api;
     std::shared_ptr<const NvmlApi> nvml;  ///< may be null
     CuDevice device = 0;
     NvmlDevice nvml_device = nullptr;  ///< may be null
-};
-
-/// Makes a context current on this thread for a scope and puts the former one back.
-class ContextScope {
-  public:
-    ContextScope(const CudaApi& api, CuContext context) : api_(api), result_(api.ctx_push_current(context)) {}
-    ~ContextScope() {
-        CuContext popped = nullptr;
-        if (result_ == code::kSuccess) (void)api_.ctx_pop_current(&popped);
-    }
-    ContextScope(const ContextScope&) = delete;
-    ContextScope& operator=(const ContextScope&) = delete;
-    [[nodiscard]] CuResult result() const { return result_; }
-
-  private:
-    const CudaApi& api_;
-    const CuResult result_;
-};
-
-/// An own context, destroyed with its owner. Own rather than the primary one: its flags are ours, and
-/// destroying it frees what it holds whoever else uses CUDA in the process. Not current after create().
-class OwnedContext {
-  public:
-    static Result<OwnedContext> create(std::shared_ptr<const CudaApi> api, CuDevice device);
-    OwnedContext(OwnedContext&& other) noexcept
-        : api_(std::move(other.api_)), context_(std::exchange(other.context_, nullptr)) {}
-    OwnedContext(const OwnedContext&) = delete;
-    OwnedContext& operator=(const OwnedContext&) = delete;
-    OwnedContext& operator=(OwnedContext&&) = delete;
-    ~OwnedContext() {
-        if (context_ != nullptr) (void)api_->ctx_destroy(context_);
-    }
-    [[nodiscard]] CuContext get() const { return context_; }
-    /// Leaves it to the end of the process.
-    void abandon() { context_ = nullptr; }
-
-  private:
-    OwnedContext(std::shared_ptr<const CudaApi> api, CuContext context)
-        : api_(std::move(api)), context_(context) {}
-    std::shared_ptr<const CudaApi> api_;
-    CuContext context_;
 };
 
 /// From so many copies on a way to make them is quicker than one call for each. Found out with the first
@@ -95,7 +50,8 @@ class CudaBackend final : public Backend {
   public:
     /// Creates the context and finds out what the GPU can do. Errors: busy, no_memory, failed.
     static Result<std::unique_ptr<Backend>> create(CudaHandles handles, GpuInfo info);
-    CudaBackend(CudaHandles handles, OwnedContext context, GpuInfo info, Caps caps, PageKernels kernels);
+    CudaBackend(CudaHandles handles, std::shared_ptr<OwnedContext> context, GpuInfo info, Caps caps,
+                PageKernels kernels);
     ~CudaBackend() override;
 
     /// Where a segment lies; bytes is 0 if there is none.
@@ -106,7 +62,7 @@ class CudaBackend final : public Backend {
     [[nodiscard]] Place place(SegmentId segment) const;
     [[nodiscard]] const CudaApi& api() const { return *handles_.api; }
     [[nodiscard]] CuDevice device() const { return handles_.device; }
-    [[nodiscard]] CuContext context() const { return context_.get(); }
+    [[nodiscard]] CuContext context() const { return context_->get(); }
     [[nodiscard]] const PageKernels& kernels() const { return kernels_; }
     /// kernels().launch(), remembered: what the driver tells of the GPU's use has us in it for a while.
     CuResult launch_kernel(CuStream stream, const PagePairs& pairs, std::size_t pages,
@@ -154,12 +110,12 @@ class CudaBackend final : public Backend {
     Result<CuDevicePtr> map_handle(CuMemHandle handle, Bytes size);
     Result<SegmentId> publish(Segment segment);
     CuResult release(const Segment& segment);
-    Result<void> unregister_pieces(std::span<std::byte> memory);
     void lose(Health health);
 
     // Constant.
     const CudaHandles handles_;
     const PageKernels kernels_;
+    const std::shared_ptr<OwnedContext> context_;
     const std::uint64_t id_;  ///< of this backend in this process, never used again (addresses are)
 
     std::optional<Thresholds> thresholds_;  ///< the control thread's
@@ -172,9 +128,7 @@ class CudaBackend final : public Backend {
     // Guarded by mutex_, which is never held during a call of the driver.
     Mutex mutex_;
     std::vector<Segment> segments_ VS_GUARDED_BY(mutex_);
-    std::vector<std::span<std::byte>> registered_ VS_GUARDED_BY(mutex_);
 
-    OwnedContext context_;
     std::unique_ptr<PageLauncher> launcher_;  ///< the control thread's; may be null
 };
 

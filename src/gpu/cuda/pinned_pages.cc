@@ -22,8 +22,8 @@ Result<PinnedPages> PinnedPages::create(CudaBackend& backend, std::size_t bytes)
 
 PinnedPages::~PinnedPages() {
     if (memory_.empty()) return;
-    (void)backend_.unregister_host(memory_);
-    ::munmap(memory_.data(), memory_.size());
+    // Where that fails, as after a loss, the driver goes on to refuse these addresses: nobody may get them.
+    if (backend_.unregister_host(memory_)) ::munmap(memory_.data(), memory_.size());
 }
 
 }  // namespace vramswap::cuda

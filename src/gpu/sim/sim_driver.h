@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The simulated GPU: host memory that behaves like VRAM, with faults on demand. For tests, demos and machines
+// Simulated GPUs: host memory that behaves like VRAM, with faults on demand. For tests, demos and machines
 // without a GPU; it gains nothing for real use (RAM is swapped into RAM). Segments are memfds, so they
 // outlive the process as exported VRAM does. Control thread; SimFaults may be changed by any thread at any
 // time.
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "gpu/backend.h"
 
@@ -36,15 +37,21 @@ struct SimFaults {
 };
 
 struct SimConfig {
-    Bytes total = gib(8);
-    bool turbo = true;  ///< it takes mode turbo; its copies are the same in both
-    /// Shared by all backends opened from this driver.
+    Bytes total = gib(8);  ///< of each GPU
+    bool turbo = true;     ///< they take mode turbo; their copies are the same in both
+    /// Of the first GPU, "sim:0". Shared by all backends opened on it from this driver.
     std::shared_ptr<SimFaults> faults = std::make_shared<SimFaults>();
+    /// Of "sim:1" and so on: there are so many more GPUs.
+    std::vector<std::shared_ptr<SimFaults>> more_faults{};
 };
 
+/// GPUs that $VRAMSWAP_SIM can ask for.
+inline constexpr std::uint64_t kSimGpusMax = 8;
+
 /// Reads $VRAMSWAP_SIM,
-/// "total=2G,latency_us=10,bandwidth_mbps=2000,taken_mib=100,others_sm=30,fail_allocations=1,turbo=0";
-/// unknown keys are ignored with a warning.
+/// "gpus=2,total=2G,latency_us=10,bandwidth_mbps=2000,taken_mib=100,others_sm=30,fail_allocations=1,turbo=0":
+/// the same for every GPU, but each has its own count of what is taken and fails. Unknown keys are ignored
+/// with a warning.
 [[nodiscard]] SimConfig sim_config_from_env();
 
 [[nodiscard]] std::unique_ptr<Driver> make_sim_driver(SimConfig config = sim_config_from_env());

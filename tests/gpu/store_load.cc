@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+// store_load GPU MODE SECONDS: random reads of 4 KiB from a store of 4 GiB on this GPU (copy, turbo, or auto:
+// as the policy says), with nothing of the kernel before it: eight threads with 32 requests each in flight.
+// Prints "full" when the store is filled, "MODE at T" with monotonic seconds at each change of mode, and at
+// the end a JSON object: GB/s.
+#include <poll.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+
+#include "base/clock.h"
+#include "daemon/bench/load.h"
+#include "daemon/bench/noise_memory.h"
+#include "daemon/monitor/monitor.h"
+#include "daemon/monitor/monitored_store.h"
+#include "gpu/drivers.h"
+#include "store/page_store.h"
+
+namespace vramswap {
+namespace {
+
+constexpr Bytes kSize = gib(4);
+constexpr unsigned kThreads = 8;
+
+/// A thread that does the same again and again until it is ended.
+class Repeated {
+  public:
+    template <typename What>
+    Repeated(int pause_ms, What what)
+        : thread_([this, pause_ms, what] {
+              while (!ended_.load()) {
+                  what();
+                  ::poll(nullptr, 0, pause_ms);
+              }
+          }) {}
+    ~Repeated() {
+        ended_.store(true);
+        thread_.join();
+    }
+    Repeated(const Repeated&) = delete;
+    Repeated& operator=(const Repeated&) = delete;
+
+  private:
+    std::atomic<bool> ended_{false};
+    std::thread thread_;
+};
+
+Result<void> run(const std::string& selector, const std::string& mode, double seconds) {
+    auto drivers = all_drivers();
+    const auto gpu = select_gpu(survey(drivers), selector, SimFallback::never);
+    if (!gpu) return gpu.error();
+    auto backend = open_gpu(drivers, *gpu);
+    if (!backend) return std::move(backend).error();
+    auto noise = NoiseMemory::create(kThreads * kThreadBytesMax);
+    if (!noise) return std::move(noise).error();
+    StoreConfig config;
+    config.size = kSize;
+    config.mode = mode == "turbo" ? EngineMode::turbo : EngineMode::copy;
+    auto store = PageStore::create(**backend, config, nullptr);
+    if (!store) return std::move(store).error();
+    PageStore& pages = **store;
+    if (auto r = pages.register_memory(noise->bytes()); !r) return r;
+    if (auto r = pages.start(); !r) return r;
+    const Repeated maintainer(1, [&] { pages.maintain(); });
+    auto team = LoadTeam::create(pages, noise->bytes(), kThreads);
+    if (!team) return std::move(team).error();
+    if (auto r =
+            team->run_once({"fill", Direction::write, Pattern::sequential, kChunkBytes, 4, kThreads}, kSize);
+        !r)
+        return r;
+    std::puts("full");
+    MonitoredStore monitored(pages, 0, mode == "auto" ? std::nullopt : std::optional(config.mode));
+    Monitor monitor(**backend, monitored, {});
+    if (auto r = monitor.start(); !r) return r;
+    std::optional<EngineMode> last;
+    const Repeated teller(2, [&] {
+        const EngineMode now = pages.stats().mode;
+        if (last == now) return;
+        last = now;
+        const auto name = to_string(now);
+        std::printf("%.*s at %.4f\n", static_cast<int>(name.size()), name.data(),
+                    static_cast<double>(now_ns()) / 1e9);
+        std::fflush(stdout);
+    });
+    const auto measured =
+        team->run({"read", Direction::read, Pattern::random, kPageBytes, 32, kThreads}, kSize, seconds);
+    if (!measured) return measured.error();
+    std::printf("{\"read_gbps\": %.2f}\n", static_cast<double>(measured->bytes) / measured->seconds / 1e9);
+    return {};
+}
+
+}  // namespace
+}  // namespace vramswap
+
+int main(int argc, char** argv) {
+    if (argc != 4) return 2;
+    const auto done = vramswap::run(argv[1], argv[2], std::atof(argv[3]));
+    if (done) return 0;
+    std::fprintf(stderr, "%s\n", done.error().text().c_str());
+    return 1;
+}
