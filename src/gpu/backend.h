@@ -182,7 +182,8 @@ class Backend {
     /// Takes over a segment of `size` that another process exported. The descriptor stays the caller's.
     Result<SegmentId> import_segment(const UniqueFd& fd, Bytes size);
 
-    /// Pins host memory for fast copies; page-aligned, not yet registered. May take 50 ms per GiB.
+    /// Pins host memory for fast copies; page-aligned, not yet registered with this backend. May take 50 ms
+    /// per GiB.
     Result<void> register_host(std::span<std::byte> memory);
     Result<void> unregister_host(std::span<std::byte> memory);
 

@@ -74,7 +74,7 @@ void Mover::run() {
             sleep_until(next);
             continue;
         }
-        if (busy_since == 0) busy_since = now;
+        if (busy_since == 0 || went_on_) busy_since = now;
         if (now - busy_since < kSpinNs)
             cpu_relax();
         else  // a slow or hung GPU: do not burn the CPU
@@ -120,7 +120,7 @@ void Mover::kick(bool) noexcept {
 
 std::uint64_t Mover::step(std::uint64_t now) {
     now_ns_ = now;
-    static_cast<void>(moves_->advance(now));
+    went_on_ = moves_->advance(now);
     earn(now);
     blocked_ = short_of_credit_ = false;
     for (std::uint32_t gpu = 0; gpu < parts_.gpus; ++gpu) adjust_segments(gpu);

@@ -107,6 +107,7 @@ class Mover final : public Carrier {
     Candidates hottest_spilled_;
     std::uint64_t credit_bytes_ = 0;  ///< that may be moved now
     std::uint64_t earned_at_ = 0;
+    bool went_on_ = false;  ///< something has ended
     bool blocked_ = false;  ///< by something that nobody will kick for
     bool short_of_credit_ = false;
     std::uint64_t images_due_at_ = kNever;

@@ -162,7 +162,7 @@ bool Moves::take_chunk(Move& move) {
         entry.stored == 0)
         return false;
     move.from = home.get();
-    move.pages = movable(entry, {move.chunk});
+    if (move.kind != Kind::within) move.pages = movable(entry, {move.chunk});  // within a GPU all is copied
     entry.moving = ChunkEntry::Moving::copying;
     ++entry.pins;
     move.phase = Move::Phase::fetching;

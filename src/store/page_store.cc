@@ -96,7 +96,10 @@ Result<void> PageStore::start_up(const StoreConfig& config) {
             if (auto kept = keeper_->keep("spill", parts_->spill->fd()); !kept) return kept;
     }
     set_mode(config.mode);
-    for (StoreOrder& order : orders_) order.mode = config.mode;
+    {
+        const MutexLock lock(orders_mutex_);
+        for (StoreOrder& order : orders_) order.mode = config.mode;
+    }
     for (std::uint32_t gpu = 0; gpu < gpus_.size(); ++gpu) {
         if (auto grown = grow(gpu); !grown) return grown;
         if (auto made = make_flusher(gpu, config); !made) return made;

@@ -48,7 +48,7 @@ class Setup:
         self.results, self.failures, self.loads = {}, [], []
         self.environment = dict(os.environ, VRAMSWAP_RUNTIME_DIR=os.path.join(self.out, "run"))
         if self.sim:
-            self.environment["VRAMSWAP_SIM"] = "total=1280M,gpus=2"
+            self.environment["VRAMSWAP_SIM"] = "total=5G,gpus=2"
 
     def size(self, units):
         return f"{units * self.unit >> 20}M"
@@ -309,9 +309,9 @@ def compute_beside(setup):
 class StoreLoad:
     """The store without a frontend: more than loop can ask for."""
 
-    def __init__(self, setup, mode, seconds):
-        self.process = subprocess.Popen([os.path.join(setup.build, "store_load"), setup.gpu, mode, str(seconds)],
-                                        stdout=subprocess.PIPE, text=True, env=setup.environment)
+    def __init__(self, setup, mode, seconds, *more, gpus=None):
+        command = [os.path.join(setup.build, "store_load"), gpus or setup.gpu, mode, str(seconds), *more]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=setup.environment)
 
     def until(self, word):
         """The line that begins with it."""
@@ -367,7 +367,10 @@ def sequential_gbps(device, writing, seconds=4, workers=8):
 def two_gpus(setup):
     first, second = ("sim:0", "sim:1") if setup.sim else ("cuda:0", "cuda:1")
     both = f"{first},{second}"
-    for gpu in (first, second, both):
+    for gpus in (first, second, both):
+        large = StoreLoad(setup, "copy", 3, "large", gpus=gpus).process.communicate()[0]
+        setup.note("two", **{f"{gpus} store": json.loads(large.splitlines()[-1])})
+    for gpu in (first, both):
         with setup.device(16, "--spill", "none", gpu=gpu) as device:
             writing, reading = sequential_gbps(device, True), sequential_gbps(device, False)
             setup.note("two", **{gpu: {"write_gbps": writing, "read_gbps": reading,

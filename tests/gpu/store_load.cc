@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT
-// store_load GPU MODE SECONDS: random reads of 4 KiB from a store of 4 GiB on this GPU (copy, turbo, or auto:
-// as the policy says), with nothing of the kernel before it: eight threads with 32 requests each in flight.
-// Prints "full" when the store is filled, "MODE at T" with monotonic seconds at each change of mode, and at
-// the end a JSON object: GB/s.
+// store_load GPU[,GPU...] MODE SECONDS [large]: random reads of 4 KiB from a store of 4 GiB on these GPUs
+// (copy, turbo, or auto: as the policy of the first says), with nothing of the kernel before it: eight
+// threads with 32 requests each in flight. `large`: 2 MiB one after the other, sixteen threads with 8 in
+// flight. Prints "full" when the store is filled, "MODE at T" with monotonic seconds at each change of mode,
+// and at the end a JSON object: GB/s.
 #include <poll.h>
 
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 #include "base/clock.h"
 #include "daemon/bench/load.h"
@@ -23,7 +26,6 @@ namespace vramswap {
 namespace {
 
 constexpr Bytes kSize = gib(4);
-constexpr unsigned kThreads = 8;
 
 /// A thread that does the same again and again until it is ended.
 class Repeated {
@@ -48,32 +50,43 @@ class Repeated {
     std::thread thread_;
 };
 
-Result<void> run(const std::string& selector, const std::string& mode, double seconds) {
+Job job_of(bool large) {
+    if (large) return {"read", Direction::read, Pattern::sequential, kChunkBytes, 8, 16};
+    return {"read", Direction::read, Pattern::random, kPageBytes, 32, 8};
+}
+
+Result<void> run(const std::string& selectors, const std::string& mode, double seconds, const Job& job) {
     auto drivers = all_drivers();
-    const auto gpu = select_gpu(survey(drivers), selector, SimFallback::never);
-    if (!gpu) return gpu.error();
-    auto backend = open_gpu(drivers, *gpu);
-    if (!backend) return std::move(backend).error();
-    auto noise = NoiseMemory::create(kThreads * kThreadBytesMax);
+    const auto gpus = select_gpus(survey(drivers), selectors, SimFallback::never);
+    if (!gpus) return gpus.error();
+    std::vector<std::unique_ptr<Backend>> backends;
+    std::vector<Backend*> borrowed;
+    for (const GpuInfo& gpu : *gpus) {
+        auto backend = open_gpu(drivers, gpu);
+        if (!backend) return std::move(backend).error();
+        borrowed.push_back(backend->get());
+        backends.push_back(std::move(*backend));
+    }
+    auto noise = NoiseMemory::create(job.threads * kThreadBytesMax);
     if (!noise) return std::move(noise).error();
     StoreConfig config;
     config.size = kSize;
     config.mode = mode == "turbo" ? EngineMode::turbo : EngineMode::copy;
-    auto store = PageStore::create(**backend, config, nullptr);
+    auto store = PageStore::create(borrowed, config, nullptr);
     if (!store) return std::move(store).error();
     PageStore& pages = **store;
     if (auto r = pages.register_memory(noise->bytes()); !r) return r;
     if (auto r = pages.start(); !r) return r;
     const Repeated maintainer(1, [&] { pages.maintain(); });
-    auto team = LoadTeam::create(pages, noise->bytes(), kThreads);
+    auto team = LoadTeam::create(pages, noise->bytes(), job.threads);
     if (!team) return std::move(team).error();
     if (auto r =
-            team->run_once({"fill", Direction::write, Pattern::sequential, kChunkBytes, 4, kThreads}, kSize);
+            team->run_once({"fill", Direction::write, Pattern::sequential, kChunkBytes, 4, job.threads}, kSize);
         !r)
         return r;
     std::puts("full");
     MonitoredStore monitored(pages, 0, mode == "auto" ? std::nullopt : std::optional(config.mode));
-    Monitor monitor(**backend, monitored, {});
+    Monitor monitor(*backends.front(), monitored, {});
     if (auto r = monitor.start(); !r) return r;
     std::optional<EngineMode> last;
     const Repeated teller(2, [&] {
@@ -85,8 +98,7 @@ Result<void> run(const std::string& selector, const std::string& mode, double se
                     static_cast<double>(now_ns()) / 1e9);
         std::fflush(stdout);
     });
-    const auto measured =
-        team->run({"read", Direction::read, Pattern::random, kPageBytes, 32, kThreads}, kSize, seconds);
+    const auto measured = team->run(job, kSize, seconds);
     if (!measured) return measured.error();
     std::printf("{\"read_gbps\": %.2f}\n", static_cast<double>(measured->bytes) / measured->seconds / 1e9);
     return {};
@@ -96,8 +108,9 @@ Result<void> run(const std::string& selector, const std::string& mode, double se
 }  // namespace vramswap
 
 int main(int argc, char** argv) {
-    if (argc != 4) return 2;
-    const auto done = vramswap::run(argv[1], argv[2], std::atof(argv[3]));
+    const bool large = argc == 5 && std::string_view(argv[4]) == "large";
+    if (argc != 4 && !large) return 2;
+    const auto done = vramswap::run(argv[1], argv[2], std::atof(argv[3]), vramswap::job_of(large));
     if (done) return 0;
     std::fprintf(stderr, "%s\n", done.error().text().c_str());
     return 1;

@@ -199,6 +199,17 @@ TEST_F(MonitorTest, PageRatesAreThoseOfTheLastMoments) {
     EXPECT_EQ(move(0, 20'100).pages_out_per_s, 2000u) << "a driver was slow for ten seconds";
 }
 
+TEST_F(MonitorTest, NobodyComputesWhereNobodyElseIs) {
+    gpu_.faults().others_sm = 30;  // our own copies, as drivers tell them
+    hold(Bytes{0});
+    (void)step();  // who is there is read after the first decision
+    EXPECT_EQ(step().snapshot.others_sm_percent, 0u);
+    gpu_.faults().others_pid = 4711;
+    hold(Bytes{0}, mib(300));
+    (void)pass(kSecondNs);
+    EXPECT_EQ(step().snapshot.others_sm_percent, 30u);
+}
+
 TEST_F(MonitorTest, RequestsInFlightAreThoseThatWaitedOnAverage) {
     const auto waited = [this](std::uint64_t ns) {
         device_.change([&](auto& s) { s.waited_ns += ns; });

@@ -79,6 +79,9 @@ void GpuWatch::tell(Snapshot& snapshot, std::uint64_t now_ns) const {
     snapshot.others_memory = others_memory_;
     snapshot.others_sm_percent = activity_.others_sm_percent;
     snapshot.others_memory_percent = activity_.others_memory_percent;
+    // The driver counts copies as use, ours too, and does not always tell whose: where nobody else is, nobody
+    // computes. Who comes is listed within two seconds; that memory goes for a context is seen at once.
+    if (users_ && users_->empty()) snapshot.others_sm_percent = snapshot.others_memory_percent = 0;
     snapshot.display = gpu_.info().display_attached;
 }
 
