@@ -17,8 +17,10 @@ using Op = ControlRequest::Op;
 int resize_by_policy(const ResizeOptions& options) {
     if (auto asked = ask_device(options.name, {Op::resize, {}, 0, options.gpu}); !asked)
         return report(asked.error());
-    fmt::print("{}: the policy decides again how much VRAM it holds{}\n", options.name,
-               options.gpu.empty() ? "" : " on " + options.gpu);
+    if (options.gpu.empty())
+        fmt::print("{}: the policy decides again how much VRAM it holds\n", options.name);
+    else
+        fmt::print("{}: nothing is set for {} alone any more\n", options.name, options.gpu);
     return kExitDone;
 }
 

@@ -31,7 +31,7 @@ void print_plan(const DevicePlan& plan, const UpOptions& options) {
     fmt::print("GPU       {} ({}), {} free of {}\n", plan.gpu.selector, plan.gpu.name,
                format_size(plan.gpu.free), format_size(plan.gpu.total));
     fmt::print("VRAM      in segments of {}, {}; kept free for others: {}\n", format_size(c.segment),
-               c.vram_max.empty() ? "as much as it has use for" : "at most " + c.vram_max,
+               c.vram_max.empty() ? "as much as it has use for" : "at most " + c.vram_max + " of each GPU",
                c.headroom.empty() ? "what suits the GPU" : c.headroom);
     fmt::print("spill     {}\n", spill_text(plan));
     fmt::print("frontend  {}\n", c.frontend);

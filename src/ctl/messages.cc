@@ -186,7 +186,7 @@ Json object_of(const T& message) {
 /// A worker may be older than the command that asks it, and the other way round: a status without some field
 /// is still one.
 template <typename T>
-constexpr bool may_lack_fields = std::is_same_v<T, DeviceStatus>;
+constexpr bool may_lack_fields = std::is_same_v<T, DeviceStatus> || std::is_same_v<T, GpuPart>;
 
 template <typename T>
 T read_object(const Json& j) {
@@ -243,7 +243,13 @@ std::string to_json(const DeviceStatus& status) {
 }
 
 Result<DeviceStatus> parse_device_status(std::string_view text) {
-    return guarded(text, "a device's status", read_object<DeviceStatus>);
+    auto status = guarded(text, "a device's status", read_object<DeviceStatus>);
+    if (!status || !status->gpus.empty() || status->gpu.empty()) return status;
+    // A worker that knows but one GPU.
+    DeviceStatus& s = *status;
+    s.gpus.push_back({s.gpu, s.gpu_name, s.vram, s.vram_target, s.reserve, s.gpu_total, s.gpu_free,
+                      s.others_memory, s.others_sm_percent, s.reason});
+    return status;
 }
 
 std::string to_json(const Probe& p) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The worker: opens the GPU and the spill, builds the store, serves the frontend. Its main thread is the
-// control thread: it maintains the store and answers the control socket. The monitor's thread watches the GPU
-// and tells the store how much VRAM to hold. It never calls swapoff(2).
+// The worker: opens the GPUs and the spill, builds the store, serves the frontend. Its main thread is the
+// control thread: it maintains the store and answers the control socket. A monitor's thread for each GPU
+// watches it and tells the store how much of its VRAM to hold. It never calls swapoff(2).
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/signalfd.h>
@@ -157,7 +157,7 @@ class Worker {
         std::vector<ByHandOrders::Gpu> gpus;
         for (std::uint32_t n = 0; n < backends_.size(); ++n) {
             const GpuInfo& gpu = backends_[n]->info();
-            const auto policy = policy_config(config_, gpu.total);
+            const auto policy = policy_config(config_, gpu);
             if (!policy) return policy.error();
             MonitorConfig config;
             config.policy = *policy;

@@ -96,7 +96,11 @@ Result<std::vector<GpuInfo>> select_gpus(const std::vector<BackendReport>& repor
     std::vector<GpuInfo> selected;
     for (std::size_t begin = 0; begin <= wanted.size();) {
         const std::size_t end = std::min(wanted.find(',', begin), wanted.size());
-        auto gpu = select_gpu(reports, wanted.substr(begin, end - begin), sim);
+        const std::string_view one = wanted.substr(begin, end - begin);
+        if (one.size() != wanted.size() && (one.empty() || one == "auto"))
+            return Error{Errc::usage, 0, fmt::format("'{}' is no list of GPUs", wanted),
+                         "Name each of several"};
+        auto gpu = select_gpu(reports, one, sim);
         if (!gpu) return std::move(gpu).error();
         for (const GpuInfo& other : selected)
             if (other.selector() == gpu->selector())
@@ -107,12 +111,6 @@ Result<std::vector<GpuInfo>> select_gpus(const std::vector<BackendReport>& repor
         begin = end + 1;
     }
     return selected;
-}
-
-std::string selectors_of(const std::vector<GpuInfo>& gpus) {
-    std::string all;
-    for (const GpuInfo& gpu : gpus) all += (all.empty() ? "" : ",") + gpu.selector();
-    return all;
 }
 
 Result<std::unique_ptr<Backend>> open_gpu(std::vector<DriverEntry>& drivers, const GpuInfo& gpu) {

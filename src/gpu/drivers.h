@@ -35,11 +35,9 @@ enum class SimFallback : std::uint8_t { never, allowed };
 Result<GpuInfo> select_gpu(const std::vector<BackendReport>& reports, std::string_view wanted,
                            SimFallback sim);
 
-/// The same for several, separated by commas. Errors: also usage, for one that is named twice.
+/// The same for several, separated by commas. Errors: also usage, for one that is named twice or not at all.
 Result<std::vector<GpuInfo>> select_gpus(const std::vector<BackendReport>& reports, std::string_view wanted,
                                          SimFallback sim);
-/// "cuda:0,cuda:1": what select_gpus takes again.
-[[nodiscard]] std::string selectors_of(const std::vector<GpuInfo>& gpus);
 
 /// Opens the GPU with the driver that found it.
 Result<std::unique_ptr<Backend>> open_gpu(std::vector<DriverEntry>& drivers, const GpuInfo& gpu);

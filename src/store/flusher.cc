@@ -160,7 +160,7 @@ std::uint64_t Flusher::step(std::uint64_t now) {
         std::ranges::any_of(flights_, [](const Flight& f) { return f.phase != Flight::Phase::idle; });
     // With nothing left to repeat, no flush would ever succeed and end the refusal: the next write is the
     // trial. It is kept in the stage, and one more failure refuses again.
-    if (!busy && next == kNever && failures_in_row_ != 0) parts_.refuse_writes.store(false);
+    if (!busy && next == kNever && failures_in_row_ != 0) parts_.refuse_writes[gpu_].store(false);
     return busy ? kNow : next;
 }
 
@@ -403,7 +403,7 @@ void Flusher::finish(Flight& flight, IoStatus status, std::uint64_t now) {
     release_merge(flight);
     flight.phase = Flight::Phase::idle;
     if (status == IoStatus::ok) {
-        if (failures_in_row_ != 0) parts_.refuse_writes.store(false);
+        if (failures_in_row_ != 0) parts_.refuse_writes[gpu_].store(false);
         failures_in_row_ = 0;
     } else {
         note_failure(now);
@@ -436,7 +436,7 @@ void Flusher::note_failure(std::uint64_t now) {
               failures_in_row_);
     const std::uint64_t pause = std::uint64_t{1'000'000} << std::min(failures_in_row_, 10u);
     not_before_ns_ = now + std::min(pause, kPauseMaxNs);
-    if (failures_in_row_ >= kFailuresBeforeRefusing) parts_.refuse_writes.store(true);
+    if (failures_in_row_ >= kFailuresBeforeRefusing) parts_.refuse_writes[gpu_].store(true);
 }
 
 /// Keeps free_images_low_ images free, taking the clean ones in turn; all of them while draining.

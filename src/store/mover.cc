@@ -235,11 +235,10 @@ void Mover::carry_images(std::uint64_t now) {
             images_due_at_ = std::min(images_due_at_, due);
             continue;
         }
-        const std::uint32_t gpu = roomiest_gpu();
-        const bool comes_back =
-            has_room(gpu) && parts_.slots.free_slots(gpu) > 0 && !moves_->failed_lately(plus_one - 1, now);
+        const Room room = find_room(kNoGpu);
+        const bool comes_back = room.gpu && !moves_->failed_lately(plus_one - 1, now);
         const Moves::Begun begun =
-            comes_back ? moves_->begin_back({plus_one - 1}, gpu) : moves_->begin_flush(i);
+            comes_back ? moves_->begin_back({plus_one - 1}, *room.gpu) : moves_->begin_flush(i);
         if (begun != Moves::Begun::yes) images_due_at_ = std::min(images_due_at_, now + kLookAgainNs);
     }
 }
@@ -301,11 +300,21 @@ void Mover::want_segment() {
     parts_.request_maintenance();
 }
 
-std::uint32_t Mover::roomiest_gpu() const {
-    std::uint32_t best = 0;
-    for (std::uint32_t gpu = 1; gpu < parts_.gpus; ++gpu)
-        if (room(gpu) > room(best)) best = gpu;
-    return best;
+/// Where a chunk can go: the roomiest GPU with a free slot, `but` for one. none: none has room; a segment is
+/// asked for if there would be room in it.
+Mover::Room Mover::find_room(std::uint32_t but) {
+    Room found;
+    bool segment_missing = false;
+    for (std::uint32_t gpu = 0; gpu < parts_.gpus; ++gpu) {
+        if (gpu == but || !has_room(gpu)) continue;
+        if (parts_.slots.free_slots(gpu) == 0)
+            segment_missing = true;
+        else if (!found.gpu || room(gpu) > room(*found.gpu))
+            found.gpu = gpu;
+    }
+    found.may_come = !found.gpu && segment_missing;
+    if (found.may_come) want_segment();
+    return found;
 }
 
 void Mover::begin_all() {
@@ -320,6 +329,7 @@ void Mover::begin_all() {
         blocked_ = blocked_ || going == Going::blocked || going == Going::none_left;
     };
     for (std::uint32_t gpu = 0; gpu < parts_.gpus; ++gpu) {
+        if (parts_.lost[gpu].load(std::memory_order_relaxed)) continue;  // what is there is gone
         all_of([&] { return empty_closed(gpu); });
         all_of([&] { return move_out(gpu); });
     }
@@ -369,15 +379,9 @@ Mover::Going Mover::empty_closed(std::uint32_t gpu) {
 Mover::Going Mover::move_out(std::uint32_t gpu) {
     const std::uint64_t used = parts_.slots.used(gpu) - moves_->leaving(gpu);
     if (used <= limit(gpu)) return Going::enough;
-    std::uint32_t to = gpu;  // another GPU, if one has room
-    for (std::uint32_t other = 0; other < parts_.gpus; ++other) {
-        if (other == gpu || !has_room(other)) continue;
-        if (parts_.slots.free_slots(other) == 0) {
-            want_segment();
-            return Going::blocked;
-        }
-        to = other;
-    }
+    const Room elsewhere = find_room(gpu);
+    if (elsewhere.may_come) return Going::blocked;
+    const std::uint32_t to = elsewhere.gpu.value_or(gpu);
     if (to == gpu && (parts_.spill == nullptr || now_ns_ < spill_not_before_)) return Going::blocked;
     // Room for new pages is made at once; what is given back to others, as fast as the policy says.
     const bool given_back = used > capacity(gpu);
@@ -404,22 +408,18 @@ Mover::Going Mover::move_out(std::uint32_t gpu) {
 
 Mover::Going Mover::move_back() {
     if (parts_.spill->used() == 0) return Going::enough;
-    const std::uint32_t gpu = roomiest_gpu();
-    if (!has_room(gpu)) return Going::enough;
     if (!may_spend()) {
         short_of_credit_ = true;
         return Going::enough;
     }
-    if (parts_.slots.free_slots(gpu) == 0) {
-        want_segment();
-        return Going::blocked;
-    }
+    const Room room = find_room(kNoGpu);
+    if (!room.gpu) return room.may_come ? Going::blocked : Going::enough;
     const auto newest_use = [](const ChunkEntry& entry) -> std::optional<std::uint32_t> {
         if (!entry.spill.has()) return {};
         return ~entry.last_use.load(std::memory_order_relaxed);
     };
     const Going going = take_next(hottest_spilled_, newest_use,
-                                  [&](ChunkIndex chunk) { return moves_->begin_back(chunk, gpu); });
+                                  [&](ChunkIndex chunk) { return moves_->begin_back(chunk, *room.gpu); });
     if (going == Going::on) spend();
     return going;
 }

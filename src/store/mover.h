@@ -89,7 +89,12 @@ class Mover final : public Carrier {
     [[nodiscard]] bool has_room(std::uint32_t gpu) const;
     void want_segment();
     [[nodiscard]] std::uint64_t room(std::uint32_t gpu) const;
-    [[nodiscard]] std::uint32_t roomiest_gpu() const;
+    struct Room {
+        std::optional<std::uint32_t> gpu{};
+        bool may_come = false;
+    };
+    static constexpr std::uint32_t kNoGpu = ~0u;
+    [[nodiscard]] Room find_room(std::uint32_t but);
     Going empty_closed(std::uint32_t gpu);
     Going move_out(std::uint32_t gpu);
     Going move_back();

@@ -175,8 +175,9 @@ Result<void> PageStore::start() {
 }
 
 void PageStore::obey(std::uint32_t gpu, const StoreOrder& order) {
-    const auto segments = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>(order.vram_max.n / parts_->state.header().segment_bytes, ~std::uint32_t{0}));
+    const std::uint64_t most =
+        parts_->lost[gpu].load() ? 0 : order.vram_max.n / parts_->state.header().segment_bytes;
+    const auto segments = static_cast<std::uint32_t>(std::min<std::uint64_t>(most, ~std::uint32_t{0}));
     const bool changed = parts_->target_segments[gpu].exchange(segments) != segments;
     {
         const MutexLock lock(orders_mutex_);
@@ -310,7 +311,8 @@ void PageStore::shrink(SlotAllocator::Which which) {
     if (!number) return;
     SegmentEntry& segment = parts_->state.segments()[*number];
     segment.state = SegmentEntry::State::none;
-    if (auto freed = gpus_[segment.gpu]->free_segment(parts_->segment_id(*number)); !freed)
+    if (auto freed = gpus_[segment.gpu]->free_segment(parts_->segment_id(*number));
+        !freed && !parts_->lost[segment.gpu].load())
         log_warning("cannot give a segment back: {}", freed.error().text());
     drop(segment_key(*number));
 }
@@ -324,6 +326,7 @@ void PageStore::drop(std::string_view key) {
 void PageStore::maintain() {
     parts_->maintenance_begins();
     parts_->use_clock.fetch_add(1, std::memory_order_relaxed);
+    note_losses();
     SlotAllocator& slots = parts_->slots;
     const std::uint32_t free_before = slots.free_slots();
     const std::uint32_t segments_before = slots.segments();
@@ -339,6 +342,15 @@ void PageStore::maintain() {
     maintain_spill();
     if (slots.free_slots() != free_before || slots.segments() != segments_before) mover_->kick(true);
     notify_if_changed(missing);
+}
+
+/// A lost GPU holds nothing any more that could be given back, and gets nothing: its segments are closed.
+void PageStore::note_losses() {
+    for (std::uint32_t gpu = 0; gpu < parts_->gpus; ++gpu) {
+        if (gpus_[gpu]->health() == Health::good || parts_->lost[gpu].exchange(true)) continue;
+        parts_->target_segments[gpu].store(0);
+        mover_->kick(true);
+    }
 }
 
 /// Wakes who waits for room, if there may be any that there was not: else they would only ask again, and
@@ -385,7 +397,7 @@ void PageStore::grow_as_needed(bool missing) {
     while (!failed && wants_more()) {
         const auto gpu = growing_gpu(exhausted);
         if (!gpu) {
-            failed = exhausted.any() || patience_is_over();
+            failed = exhausted.count() == parts_->gpus || patience_is_over();
             if (!failed) awaits_order_.store(slots.free_slots() == 0);
             break;
         }
@@ -402,8 +414,10 @@ void PageStore::grow_as_needed(bool missing) {
                         grown.error().text());
     }
     // There would be slots, but in segments that are to be given back.
+    bool all_give_back = true;
     for (std::uint32_t gpu = 0; gpu < parts_->gpus; ++gpu)
-        failed = failed || (missing && slots.free_slots() == 0 && slots.closed(gpu) != 0);
+        all_give_back = all_give_back && slots.closed(gpu) != 0;
+    failed = failed || (missing && slots.free_slots() == 0 && all_give_back);
     parts_->growth_failed.store(failed);
 }
 
@@ -473,7 +487,8 @@ StoreStats PageStore::stats() const {
     s.pages_written_spill = moves.pages_flushed.load();
     s.move_errors = moves.errors.load();
     if (parts_->spill != nullptr) s.spilled = Bytes{kChunkBytes} * parts_->spill->used();
-    s.writes_are_refused = parts_->refuse_writes.load();
+    for (const auto& refused : parts_->refuse_writes)
+        s.writes_are_refused = s.writes_are_refused || refused.load();
     s.spill_writes_are_refused = parts_->refuse_spill_writes.load();
     for (const Backend* gpu : gpus_) s.gpu = std::max(s.gpu, gpu->health());
     s.mode = parts_->mode.load(std::memory_order_relaxed);

@@ -128,6 +128,7 @@ class PageStore final : public Target {
     Result<void> grow(std::uint32_t gpu);
     [[nodiscard]] std::optional<std::uint32_t> growing_gpu(const std::bitset<kGpusMax>& exhausted) const;
     [[nodiscard]] std::uint64_t slots_elsewhere(std::uint32_t gpu) const;
+    void note_losses();
     void grow_as_needed(bool missing);
     [[nodiscard]] bool patience_is_over();
     void shrink(SlotAllocator::Which which);

@@ -38,7 +38,7 @@ struct alignas(64) QueueCounters {
     std::atomic<std::uint64_t> retries{0};         ///< requests answered retry
     LatencyCounts read_latency;                    ///< of requests that waited for copies
     LatencyCounts write_latency;
-    std::atomic<std::uint64_t> waited_ns{0};  ///< of all of them together
+    std::atomic<std::uint64_t> waited_ns{0};  ///< of all of them together, but for those of the spill
 
     static void add(std::atomic<std::uint64_t>& counter, std::uint64_t n) {
         counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
@@ -148,8 +148,11 @@ class StoreParts {
     std::atomic<bool> slot_missing{false};
     /// The last attempt to take VRAM failed: a write without a slot is refused instead of told to retry.
     std::atomic<bool> growth_failed{false};
-    /// Copies to VRAM fail again and again: writes are refused, the pages stay in RAM.
-    std::atomic<bool> refuse_writes{false};
+    /// Copies to this GPU fail again and again: what has its home there is not written, the pages stay in
+    /// RAM.
+    std::array<std::atomic<bool>, kGpusMax> refuse_writes{};
+    /// It answers no more, for good: nothing new goes there, and nothing can be moved away.
+    std::array<std::atomic<bool>, kGpusMax> lost{};
     /// The same of the spill: what has its home there, or would get one, is not written.
     std::atomic<bool> refuse_spill_writes{false};
     /// Counts beginnings and ends of taking or giving back a segment.

@@ -113,7 +113,6 @@ bool StoreQueue::any_writing(const ChunkEntry& entry, const Piece& piece) const 
 // ---- writes ----
 
 IoStatus StoreQueue::write(BlockRequest& request) {
-    if (parts_.refuse_writes.load(std::memory_order_relaxed)) return IoStatus::io_error;
     Transfer* transfer = nullptr;
     if (!is_full()) {
         transfer = &flying_.push();
@@ -215,8 +214,14 @@ bool StoreQueue::has_to_wait(const ChunkEntry& entry, const BlockRequest& reques
 IoStatus StoreQueue::find_home(ChunkEntry& entry) {
     if (entry.spill.has() && parts_.refuse_spill_writes.load(std::memory_order_relaxed))
         return IoStatus::io_error;
+    if (entry.slot.has() && is_refused(entry.slot.get())) return IoStatus::io_error;
     if (entry.has_home()) return IoStatus::ok;
-    const auto slot = parts_.slots.take();
+    auto slot = parts_.slots.take();
+    if (slot && is_refused(*slot)) {
+        parts_.give_slot(*slot);
+        slot = take_from_another();
+        if (!slot) return parts_.spill == nullptr ? IoStatus::io_error : find_place_in_spill(entry);
+    }
     if (!slot) parts_.slot_missing.store(true);
     const std::uint32_t left = parts_.slots.free_slots();
     if (left < parts_.slots.slots_per_segment() / 2 + 1) parts_.request_maintenance();
@@ -226,6 +231,19 @@ IoStatus StoreQueue::find_home(ChunkEntry& entry) {
         return IoStatus::ok;
     }
     return parts_.growth_failed.load() ? find_place_in_spill(entry) : IoStatus::retry;
+}
+
+bool StoreQueue::is_refused(std::uint32_t slot) const {
+    return parts_.refuse_writes[parts_.slots.gpu_of(slot)].load(std::memory_order_relaxed);
+}
+
+/// A slot of a GPU that takes writes.
+std::optional<std::uint32_t> StoreQueue::take_from_another() const {
+    for (std::uint32_t gpu = 0; gpu < parts_.gpus; ++gpu) {
+        if (parts_.refuse_writes[gpu].load(std::memory_order_relaxed)) continue;
+        if (const auto slot = parts_.slots.take_on(gpu)) return slot;
+    }
+    return {};
 }
 
 /// Under the chunk's lock.

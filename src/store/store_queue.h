@@ -147,6 +147,8 @@ class StoreQueue final : public TargetQueue {
     [[nodiscard]] bool has_to_wait(const ChunkEntry& entry, const BlockRequest& request,
                                    const Transfer* transfer) const;
     IoStatus find_home(ChunkEntry& entry);
+    [[nodiscard]] bool is_refused(std::uint32_t slot) const;
+    [[nodiscard]] std::optional<std::uint32_t> take_from_another() const;
     IoStatus find_place_in_spill(ChunkEntry& entry);
     enum class Need : std::uint8_t { wish, must };
     bool find_image(ChunkEntry& entry, ChunkIndex chunk, Need need);

@@ -106,6 +106,7 @@ std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
         }
         done[n++] = transfer.request;
         complete(transfer, status);
+        QueueCounters::add(slot_.counters.waited_ns, now_ns() - transfer.since_ns);
         flying_.pop();
     }
     return n;
@@ -113,9 +114,7 @@ std::size_t StoreQueue::do_poll(std::span<BlockRequest*> done) {
 
 void StoreQueue::complete(const Transfer& transfer, IoStatus status) {
     const bool is_read = transfer.request->op == BlockRequest::Op::read;
-    const std::uint64_t took_ns = now_ns() - transfer.since_ns;
-    (is_read ? slot_.counters.read_latency : slot_.counters.write_latency).add(took_ns);
-    QueueCounters::add(slot_.counters.waited_ns, took_ns);
+    (is_read ? slot_.counters.read_latency : slot_.counters.write_latency).add(now_ns() - transfer.since_ns);
     transfer.request->status = status;
 }
 

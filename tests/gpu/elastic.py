@@ -400,6 +400,7 @@ def main():
     parser.add_argument("out")
     parser.add_argument("steps", nargs="*", metavar="STEP")
     arguments = parser.parse_args()
+    multiprocessing.set_start_method("fork")  # what is run need not be named by a module
     os.makedirs(arguments.out, exist_ok=True)
     setup = Setup(arguments)
     for step in arguments.steps or [name for name in STEPS if name != "two"]:

@@ -154,6 +154,8 @@ class BadInput(SystemTest):
             self.assert_told(done, "needs root", "sudo")
 
     def test_no_such_gpu(self):
+        self.assert_told(self.up(gpu="sim:0,", status=2), "'sim:0,' is no list of GPUs")
+        self.assert_told(self.up(gpu="sim:0,sim", status=2), "sim:0 is named twice")
         self.assert_told(self.up(gpu="GPU-12345678", status=1), "no GPU 'GPU-12345678'", "sim:0")
 
     def test_no_such_frontend(self):

@@ -31,6 +31,20 @@ TEST(Messages, AStatusOfAnotherVersionIsRead) {
     EXPECT_EQ(read->size, Bytes{0});
 }
 
+TEST(Messages, AWorkerThatKnowsOneGpuHasOne) {
+    const auto old =
+        parse_device_status(R"({"name": "t0", "gpu": "cuda:0", "vram_bytes": 5, "gpu_total_bytes": 9})");
+    ASSERT_TRUE(old);
+    ASSERT_EQ(old->gpus.size(), 1u);
+    EXPECT_EQ(old->gpus[0].selector, "cuda:0");
+    EXPECT_EQ(old->gpus[0].vram, Bytes{5});
+    EXPECT_EQ(old->gpus[0].total, Bytes{9});
+    const auto later = parse_device_status(
+        R"({"name": "t0", "gpu": "a,b", "gpus": [{"name": "A", "selector": "a"}, {"name": "B", "new": 1}]})");
+    ASSERT_TRUE(later);
+    EXPECT_EQ(later->gpus.size(), 2u);
+}
+
 TEST(Messages, WhatIsNoStatusIsNotTakenForOne) {
     for (const char* text : {"", "{", "[]", "{}", R"({"device": "/dev/loop1"})", R"({"name": 1})",
                              R"({"name": "t0", "size_bytes": "many"})"})

@@ -486,7 +486,9 @@ TEST_F(MonitorTest, SaysThatTheSpillIsFull) {
 
 TEST(PolicySetup, IsWhatTheDeviceSays) {
     DeviceConfig device;
-    const auto plain = policy_config(device, gib(10));
+    GpuInfo gpu;
+    gpu.total = gib(10);
+    const auto plain = policy_config(device, gpu);
     ASSERT_TRUE(plain);
     EXPECT_FALSE(plain->headroom);
     EXPECT_EQ(plain->target_max, PolicyConfig{}.target_max);
@@ -497,7 +499,7 @@ TEST(PolicySetup, IsWhatTheDeviceSays) {
     device.vram_max = "30%";
     device.swap_rate_max = gib(1);
     device.mode = "copy";
-    const auto set = policy_config(device, gib(10));
+    const auto set = policy_config(device, gpu);
     ASSERT_TRUE(set);
     EXPECT_EQ(set->segment, mib(64));
     EXPECT_EQ(set->headroom->of(gib(100)), gib(15));
@@ -505,7 +507,7 @@ TEST(PolicySetup, IsWhatTheDeviceSays) {
     EXPECT_EQ(set->swap_rate_beside_others, gib(1).n);
     EXPECT_EQ(set->mode, ModeChoice::always_copy);
     device.headroom = "much";
-    EXPECT_EQ(policy_config(device, gib(10)).error().code, Errc::usage);
+    EXPECT_EQ(policy_config(device, gpu).error().code, Errc::usage);
 }
 
 TEST(MonitoredStoreTest, TellsAndObeys) {

@@ -406,6 +406,7 @@ class TwoGpus : public MoverTest {
         store_.reset();
         spill_ = std::make_unique<SteppedSpill>(8);
         StoreConfig c = config(mib(4), 4);
+        c.size = mib(32);
         c.spill = spill_->spill.get();
         other_gpu_ = std::make_unique<test::SimGpu>(mib(64));
         store_ = std::make_unique<test::SteppedStore>(
@@ -526,6 +527,39 @@ TEST_F(TwoGpus, OneThatFailsTakesNothingOfTheOtherWithIt) {
     EXPECT_EQ(read_well, chunks_on(1));
     EXPECT_FALSE(gpu_->backend().memory_info());  // looks, and so knows
     EXPECT_EQ(stats().gpu, Health::gpu_lost);
+    // What is new goes to the other one, what it has may go to the spill, and nobody waits for the lost one.
+    for (std::uint32_t c = kChunks; c < kChunks + 4; ++c) fill_chunk(c, 1);
+    EXPECT_FALSE(stats().writes_are_refused);
+    const std::uint64_t on_second = chunks_on(1);
+    EXPECT_EQ(on_second, read_well + 4);
+    EXPECT_EQ(store()->holdings(1).spill_room, Bytes{kChunkBytes} * spill_->spill->room());
+    store()->obey(1, {.vram_max = {0}});
+    for (int n = 0; n < 100 && held(1) != Bytes{0}; ++n) ASSERT_TRUE(store().settle());
+    EXPECT_EQ(held(1), Bytes{0});
+    EXPECT_EQ(spilled(), on_second);
+    for (std::uint32_t c = kChunks; c < kChunks + 4; ++c) expect(page_of(c, 3), kPages, 1);
+}
+
+TEST_F(TwoGpus, WritesGoOnWhileCopiesToOneFail) {
+    store()->obey(0, {.vram_max = mib(64)});
+    store()->obey(1, {.vram_max = mib(64)});
+    faults().fail_copies = 1'000'000;
+    std::uint32_t chunks = 0;
+    const auto write_one = [&](std::uint32_t chunk) {
+        store()->maintain();
+        (void)store().step();
+        return write(page_of(chunk, 3), kPages, 1);
+    };
+    for (; chunks_on(0) == 0; ++chunks) ASSERT_EQ(write_one(chunks), IoStatus::ok);
+    for (int n = 0; n < 200 && !stats().writes_are_refused; ++n) (void)store().step();
+    ASSERT_TRUE(stats().writes_are_refused) << "those of what is on the first one";
+    EXPECT_EQ(write_one(chunks - 1), IoStatus::io_error);
+    const std::uint32_t begin = chunks;
+    for (; chunks < begin + 4; ++chunks) EXPECT_EQ(write_one(chunks), IoStatus::ok) << "elsewhere";
+    faults().fail_copies = 0;
+    ASSERT_TRUE(store().drain());
+    EXPECT_FALSE(stats().writes_are_refused);
+    for (std::uint32_t c = 0; c < chunks; ++c) expect(page_of(c, 3), kPages, 1);
 }
 
 }  // namespace

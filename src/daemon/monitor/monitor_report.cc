@@ -25,6 +25,15 @@ std::string_view to_string(PowerSource power) {
     return "unknown";
 }
 
+/// On several GPUs a process is listed once.
+void add_process(const GpuProcess& process, std::vector<GpuProcess>& all) {
+    const auto known = std::ranges::find(all, process.pid, &GpuProcess::pid);
+    if (known == all.end())
+        all.push_back(process);
+    else
+        known->memory = known->memory + process.memory;
+}
+
 /// One if it is the same everywhere.
 std::string reasons_of(const std::vector<GpuPart>& gpus) {
     std::string all;
@@ -41,8 +50,7 @@ std::string reasons_of(const std::vector<GpuPart>& gpus) {
 void tell(const MonitorReport& report, GpuPart gpu, DeviceStatus& status) {
     const Snapshot& seen = report.snapshot;
     if (report.processes)
-        status.gpu_processes.insert(status.gpu_processes.end(), report.processes->begin(),
-                                    report.processes->end());
+        for (const GpuProcess& process : *report.processes) add_process(process, status.gpu_processes);
     if (report.decided_at_ns != 0) {
         gpu.target = report.plan.target;
         gpu.reserve = report.plan.reserve;

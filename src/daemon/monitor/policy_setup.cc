@@ -3,7 +3,7 @@
 
 namespace vramswap {
 
-Result<PolicyConfig> policy_config(const DeviceConfig& device, Bytes gpu_total) {
+Result<PolicyConfig> policy_config(const DeviceConfig& device, const GpuInfo& gpu) {
     PolicyConfig policy;
     policy.segment = device.segment;
     if (!device.headroom.empty()) {
@@ -12,11 +12,11 @@ Result<PolicyConfig> policy_config(const DeviceConfig& device, Bytes gpu_total) 
         policy.headroom = *headroom;
     }
     // A simulated GPU is nobody else's.
-    if (device.headroom.empty() && device.gpu.starts_with("sim")) policy.headroom = SizeSpec{};
+    if (device.headroom.empty() && gpu.kind == GpuKind::simulated) policy.headroom = SizeSpec{};
     if (!device.vram_max.empty()) {
         const auto vram_max = parse_size(device.vram_max, "most of VRAM");
         if (!vram_max) return vram_max.error();
-        policy.target_max = vram_max->of(gpu_total);
+        policy.target_max = vram_max->of(gpu.total);
     }
     if (device.swap_rate_max.n != 0) policy.swap_rate_beside_others = device.swap_rate_max.n;
     if (device.mode == "copy") policy.mode = ModeChoice::always_copy;

@@ -4,11 +4,12 @@
 
 #include "base/result.h"
 #include "ctl/messages.h"
+#include "gpu/backend.h"
 #include "policy/config.h"
 
 namespace vramswap {
 
-/// On a GPU with so much memory. Errors: usage, for a headroom or a limit that is none.
-[[nodiscard]] Result<PolicyConfig> policy_config(const DeviceConfig& device, Bytes gpu_total);
+/// On this GPU of the device. Errors: usage, for a headroom or a limit that is none.
+[[nodiscard]] Result<PolicyConfig> policy_config(const DeviceConfig& device, const GpuInfo& gpu);
 
 }  // namespace vramswap
