@@ -235,7 +235,7 @@ class UpOptions(SystemTest):
     def test_plan_of_everything(self):
         out = self.plan("--headroom", "15%", "--spill", f"{self.disk}:32M", "--vram-max", "50%", "--segment", "16M",
                         "--mode", "turbo", "--swap-rate-max", "500M/s").stdout
-        for word in ("segments of 16M, at most 1G", "15%", f"{self.disk}, up to 32M", "mode turbo", "500M/s while others"):
+        for word in ("segments of 16M, at most 50% of each GPU", "15%", f"{self.disk}, up to 32M", "mode turbo", "500M/s while others"):
             self.assertIn(word, out)
         self.assertRegex(self.plan("--spill", "none").stdout, "spill +none: VRAM that holds pages cannot be given back\n")
 

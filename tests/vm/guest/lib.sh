@@ -39,9 +39,9 @@ down() {
     vramswap down "$1" || fail "down $1"
 }
 
-# status_of NAME KEY: one value of `status --json`
+# status_of NAME KEY: one value of `status --json`, the device's own: parts of it, further in, have keys of the same names
 status_of() {
-    /bin/vramswap status "$1" --json | sed -n "s/^ *\"$2\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}$/\1/p"
+    /bin/vramswap status "$1" --json | sed -n "s/^ \{6\}\"$2\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}$/\1/p"
 }
 
 vmstat_of() {
