@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: MIT
 """compute.py: somebody else's work on the GPU, by PyTorch. Reads lines "WORK SECONDS" and answers each with a JSON object:
 iterations a second. WORK: memory (a memory-bound kernel, back to back), matmul (4096 x 4096 in bf16), decode (a transformer of
-12 layers with 1024 tokens of context, one token after the other, as a CUDA graph). Its first line is a JSON object with
-monotonic times in seconds: before it had a context, and when its first kernel had run."""
+12 layers with 1024 tokens of context, one token after the other, as a CUDA graph), copies (256 MiB into pinned memory). Its
+first line is a JSON object with monotonic times in seconds: before it had a context, and when its first kernel had run."""
 import json
 import sys
 import time
+
+COPY_BYTES = 256 << 20
 
 
 def main():
@@ -62,7 +64,14 @@ def main():
                 graph.replay()
                 yield
 
-    works = {"memory": (memory(), 20), "matmul": (matmul(), 50), "decode": (decode(), 50)}
+    def copies():
+        there = torch.zeros(COPY_BYTES, dtype=torch.uint8, device="cuda")
+        here = torch.empty(COPY_BYTES, dtype=torch.uint8, pin_memory=True)
+        while True:
+            here.copy_(there, non_blocking=True)
+            yield
+
+    works = {"copies": (copies(), 4), "memory": (memory(), 20), "matmul": (matmul(), 50), "decode": (decode(), 50)}
     for line in sys.stdin:
         name, seconds = line.split()
         work, at_once = works[name]

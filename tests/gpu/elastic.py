@@ -34,6 +34,8 @@ import sys
 import threading
 import time
 
+from compute import COPY_BYTES
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 GIB = 1 << 30
 CHUNK = 2 << 20
@@ -244,16 +246,24 @@ class Swapping:
 
 
 class Compute:
-    def __init__(self):
+    def __init__(self, gpu=0):
         cpus = set(range(min(COMPUTE_CPUS, os.cpu_count())))
+        environment = dict(os.environ, CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=str(gpu))
         self.process = subprocess.Popen([sys.executable, os.path.join(HERE, "compute.py")], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, cpus))
+                                        stdout=subprocess.PIPE, text=True, env=environment,
+                                        preexec_fn=lambda: os.sched_setaffinity(0, cpus))
         self.started = json.loads(self.process.stdout.readline())
 
-    def rate(self, work, seconds):
+    def begin(self, work, seconds):
         self.process.stdin.write(f"{work} {seconds}\n")
         self.process.stdin.flush()
+
+    def result(self):
         return json.loads(self.process.stdout.readline())["per_second"]
+
+    def rate(self, work, seconds):
+        self.begin(work, seconds)
+        return self.result()
 
     def end(self):
         self.process.stdin.close()
@@ -364,12 +374,29 @@ def sequential_gbps(device, writing, seconds=4, workers=8):
     return round(count.value * piece / (time.monotonic() - begin) / 1e9, 2)
 
 
+def bare_copies(gpus, seconds=3):
+    """GB/s of bare copies from each of the GPUs into pinned memory, all at once."""
+    others = [Compute(gpu) for gpu in gpus]
+    for round_s in (0.2, seconds):  # the first round makes what they copy
+        for other in others:
+            other.begin("copies", round_s)
+        rates = [other.result() for other in others]
+    for other in others:
+        other.end()
+    return [round(rate * COPY_BYTES / 1e9, 2) for rate in rates]
+
+
 def two_gpus(setup):
     first, second = ("sim:0", "sim:1") if setup.sim else ("cuda:0", "cuda:1")
     both = f"{first},{second}"
-    for gpus in (first, second, both):
-        large = StoreLoad(setup, "copy", 3, "large", gpus=gpus).process.communicate()[0]
-        setup.note("two", **{f"{gpus} store": json.loads(large.splitlines()[-1])})
+    for _ in range(1 if setup.sim else 3):
+        if not setup.sim:
+            setup.note("two", bare_gbps={gpus: bare_copies(numbers)
+                                         for gpus, numbers in ((first, [0]), (second, [1]), (both, [0, 1]))})
+        for threads in (16, max(os.cpu_count() - 4, 1)):
+            for gpus in (first, second, both):
+                large = StoreLoad(setup, "copy", 2, str(threads), gpus=gpus).process.communicate()[0]
+                setup.note("two", **{f"{gpus} store, {threads} threads": json.loads(large.splitlines()[-1])})
     for gpu in (first, both):
         with setup.device(16, "--spill", "none", gpu=gpu) as device:
             writing, reading = sequential_gbps(device, True), sequential_gbps(device, False)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// store_load GPU[,GPU...] MODE SECONDS [large]: random reads of 4 KiB from a store of 4 GiB on these GPUs
+// store_load GPU[,GPU...] MODE SECONDS [THREADS]: random reads of 4 KiB from a store of 4 GiB on these GPUs
 // (copy, turbo, or auto: as the policy of the first says), with nothing of the kernel before it: eight
-// threads with 32 requests each in flight. `large`: 2 MiB one after the other, sixteen threads with 8 in
-// flight. Prints "full" when the store is filled, "MODE at T" with monotonic seconds at each change of mode,
+// threads with 32 requests each in flight. THREADS: so many read 2 MiB one after the other, with 8 in flight
+// each. Prints "full" when the store is filled, "MODE at T" with monotonic seconds at each change of mode,
 // and at the end a JSON object: GB/s.
 #include <poll.h>
 
@@ -10,7 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <string_view>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -50,8 +50,9 @@ class Repeated {
     std::thread thread_;
 };
 
-Job job_of(bool large) {
-    if (large) return {"read", Direction::read, Pattern::sequential, kChunkBytes, 8, 16};
+Job job_of(unsigned large_threads) {
+    if (large_threads > 0)
+        return {"read", Direction::read, Pattern::sequential, kChunkBytes, 8, large_threads};
     return {"read", Direction::read, Pattern::random, kPageBytes, 32, 8};
 }
 
@@ -80,8 +81,8 @@ Result<void> run(const std::string& selectors, const std::string& mode, double s
     const Repeated maintainer(1, [&] { pages.maintain(); });
     auto team = LoadTeam::create(pages, noise->bytes(), job.threads);
     if (!team) return std::move(team).error();
-    if (auto r =
-            team->run_once({"fill", Direction::write, Pattern::sequential, kChunkBytes, 4, job.threads}, kSize);
+    if (auto r = team->run_once({"fill", Direction::write, Pattern::sequential, kChunkBytes, 4, job.threads},
+                                kSize);
         !r)
         return r;
     std::puts("full");
@@ -108,9 +109,10 @@ Result<void> run(const std::string& selectors, const std::string& mode, double s
 }  // namespace vramswap
 
 int main(int argc, char** argv) {
-    const bool large = argc == 5 && std::string_view(argv[4]) == "large";
-    if (argc != 4 && !large) return 2;
-    const auto done = vramswap::run(argv[1], argv[2], std::atof(argv[3]), vramswap::job_of(large));
+    const int large_threads = argc == 5 ? std::atoi(argv[4]) : 0;
+    if (argc != 4 && large_threads <= 0) return 2;
+    const auto done = vramswap::run(argv[1], argv[2], std::atof(argv[3]),
+                                    vramswap::job_of(static_cast<unsigned>(large_threads)));
     if (done) return 0;
     std::fprintf(stderr, "%s\n", done.error().text().c_str());
     return 1;
