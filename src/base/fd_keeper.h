@@ -3,6 +3,9 @@
 // may block on a socket.
 #pragma once
 
+#include <functional>
+#include <map>
+#include <string>
 #include <string_view>
 
 #include "base/result.h"
@@ -18,5 +21,8 @@ class FdKeeper {
     /// Closes what is kept under `key`, if anything.
     virtual Result<void> drop(std::string_view key) = 0;
 };
+
+/// What was kept of a process that has died, by key, for the one that takes over.
+using HeldFds = std::map<std::string, UniqueFd, std::less<>>;
 
 }  // namespace vramswap

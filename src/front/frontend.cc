@@ -17,6 +17,19 @@ Result<std::string> Frontend::start(Target& target, const FrontendOptions& optio
     return device;
 }
 
+Result<std::string> Frontend::take_over(Target& target, const FrontendOptions& options, const HeldFds& held) {
+    if (state_ != State::idle)
+        return Error{Errc::exists, 0, fmt::format("frontend {} is already started", kind())};
+    auto device = do_take_over(target, options, held);
+    if (device) state_ = State::serving;
+    return device;
+}
+
+Result<std::string> Frontend::do_take_over(Target&, const FrontendOptions&, const HeldFds&) {
+    return Error{Errc::unavailable, 0,
+                 fmt::format("a device of frontend {} cannot be taken over from a dead process", kind())};
+}
+
 Result<void> Frontend::stop() {
     if (state_ != State::serving) return {};
     if (auto stopped = do_stop(); !stopped) return stopped;

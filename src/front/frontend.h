@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/fd_keeper.h"
 #include "base/result.h"
 #include "front/target.h"
 
@@ -17,6 +18,9 @@ namespace vramswap {
 struct FrontendOptions {
     std::string name;           ///< of the device, as the user says; [A-Za-z0-9_-]{1,32}
     std::uint32_t threads = 0;  ///< I/O threads; 0 = chosen by the frontend
+    /// Keeps what take_over needs, under keys that begin with "front-". Null: nobody takes over. Must outlive
+    /// the frontend.
+    FdKeeper* keeper = nullptr;
 };
 
 /// Sum over all I/O threads since start.
@@ -35,6 +39,10 @@ class Frontend {
     /// behind. The target must outlive stop(). Errors: unavailable (kernel or module missing, with the
     /// remedy), busy, failed.
     Result<std::string> start(Target& target, const FrontendOptions& options);
+    /// Goes on with the device of a process that has died and whose options these were, with what was kept of
+    /// it; returns its path. Requests that it has not answered are carried out again. On failure the device
+    /// stays as it is. Errors: unavailable (this frontend or kernel cannot), failed.
+    Result<std::string> take_over(Target& target, const FrontendOptions& options, const HeldFds& held);
     /// Removes the device after every request has completed. REQUIRES: no longer swap, not mounted; else busy
     /// and the device goes on serving. Idempotent after success.
     Result<void> stop();
@@ -44,6 +52,8 @@ class Frontend {
   protected:
     Frontend() = default;
     virtual Result<std::string> do_start(Target& target, const FrontendOptions& options) = 0;
+    virtual Result<std::string> do_take_over(Target& target, const FrontendOptions& options,
+                                             const HeldFds& held);
     virtual Result<void> do_stop() = 0;
     [[nodiscard]] virtual std::string_view do_kind() const = 0;
     [[nodiscard]] virtual FrontendCounters do_counters() const = 0;
