@@ -423,6 +423,7 @@ void Flusher::finish_load(const Load& load, IoStatus status, std::uint64_t now) 
         h.dirty.add(again);
         parts_.mark_dirty(h, now);
     }
+    keep_order();
     h.in_flight.clear_all();
     entry.flushing = false;
     --entry.pins;

@@ -480,6 +480,7 @@ void Moves::finish_flush(Move& move, IoStatus status) {
             h.dirty.add(again);
             parts_.mark_dirty(h, now_ns());
         }
+        keep_order();
         h.in_flight.clear_all();
         entry.flushing = false;
         --entry.pins;

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "store/store_queue.h"
+#include "store/takeover.h"
 
 namespace vramswap {
 namespace {
@@ -44,15 +45,23 @@ class SegmentChange {
 std::string segment_key(std::uint32_t number) {
     return fmt::format("segment-{}", number);
 }
+
+StateShape shape_of(const StoreConfig& config, std::uint32_t gpus) {
+    return {config.size, config.segment, static_cast<std::uint32_t>(config.stage.n / kChunkBytes), gpus};
+}
+
+std::uint32_t scratch_chunks(const StoreConfig& config, std::uint32_t gpus) {
+    const bool moves_through_host = config.spill != nullptr || gpus > 1;
+    return gpus * Mergers::scratch_chunks(choose_mergers(config)) +
+           (moves_through_host ? Moves::kScratchChunks : 0);
+}
 }  // namespace
 
-Result<std::unique_ptr<PageStore>> PageStore::create(std::vector<Backend*> gpus, const StoreConfig& config,
-                                                     FdKeeper* keeper) {
+Result<void> PageStore::check(const std::vector<Backend*>& gpus, const StoreConfig& config) {
     if (gpus.empty() || gpus.size() > kGpusMax)
         return Error{Errc::usage, 0, fmt::format("a store over {} GPUs is impossible", gpus.size()),
                      fmt::format("It takes 1 to {}", kGpusMax)};
-    const std::uint64_t images = config.stage.n / kChunkBytes;
-    if (images < kImagesMin)
+    if (config.stage.n / kChunkBytes < kImagesMin)
         return Error{Errc::usage, 0, fmt::format("a stage of {} is too small", format_size(config.stage)),
                      fmt::format("Give it at least {}", format_size(Bytes{kChunkBytes} * kImagesMin))};
     for (const Backend* gpu : gpus) {
@@ -65,18 +74,41 @@ Result<std::unique_ptr<PageStore>> PageStore::create(std::vector<Backend*> gpus,
                          fmt::format("mode turbo is not available on {}", gpu->info().name),
                          "Use mode copy. Turbo needs CUDA and a GPU from Maxwell on"};
     }
+    return {};
+}
+
+Result<std::unique_ptr<PageStore>> PageStore::create(std::vector<Backend*> gpus, const StoreConfig& config,
+                                                     FdKeeper* keeper) {
+    if (auto possible = check(gpus, config); !possible) return std::move(possible).error();
     const auto gpu_count = static_cast<std::uint32_t>(gpus.size());
-    auto state = State::create({config.size, config.segment, static_cast<std::uint32_t>(images), gpu_count});
+    auto state = State::create(shape_of(config, gpu_count));
     if (!state) return std::move(state).error();
-    StoreConfig chosen = config;
-    chosen.flusher.mergers = choose_mergers(config);
-    const bool moves_through_host = config.spill != nullptr || gpu_count > 1;
-    auto stage = Stage::create(*state, gpu_count * Mergers::scratch_chunks(*chosen.flusher.mergers) +
-                                           (moves_through_host ? Moves::kScratchChunks : 0));
+    auto stage = Stage::create(*state, scratch_chunks(config, gpu_count));
     if (!stage) return std::move(stage).error();
     auto parts = std::make_unique<StoreParts>(std::move(*state), std::move(*stage), config.spill, gpu_count);
     std::unique_ptr<PageStore> store(new PageStore(std::move(gpus), keeper, std::move(parts)));
-    if (auto started = store->start_up(chosen); !started) return std::move(started).error();
+    if (auto started = store->start_up(config); !started) return std::move(started).error();
+    return store;
+}
+
+Result<std::unique_ptr<PageStore>> PageStore::take_over(std::vector<Backend*> gpus, const StoreConfig& config,
+                                                        FdKeeper* keeper, const HeldFds& held) {
+    if (auto possible = check(gpus, config); !possible) return std::move(possible).error();
+    const auto state_fd = held.find("state");
+    const auto stage_fd = held.find("stage");
+    if (state_fd == held.end() || stage_fd == held.end())
+        return Error{Errc::failed, 0, "state and stage of the dead worker were not kept"};
+    const auto gpu_count = static_cast<std::uint32_t>(gpus.size());
+    auto state = State::adopt(shape_of(config, gpu_count), state_fd->second);
+    if (!state) return std::move(state).error();
+    settle_images(*state);
+    auto stage = Stage::adopt(*state, scratch_chunks(config, gpu_count), stage_fd->second);
+    if (!stage) return std::move(stage).error();
+    auto parts = std::make_unique<StoreParts>(std::move(*state), std::move(*stage), config.spill, gpu_count);
+    std::unique_ptr<PageStore> store(new PageStore(std::move(gpus), keeper, std::move(parts)));
+    store->keeps_all_ = true;
+    if (auto taken = store->go_on(config, held); !taken) return std::move(taken).error();
+    store->keeps_all_ = false;
     return store;
 }
 
@@ -84,27 +116,82 @@ PageStore::PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_p
     : gpus_(std::move(gpus)), keeper_(keeper), parts_(std::move(parts)), orders_(gpus_.size()) {}
 
 Result<void> PageStore::start_up(const StoreConfig& config) {
-    mergers_ = config.flusher.mergers.value_or(0);
-    patience_ns_ = config.patience_ns;
-    for (Backend* gpu : gpus_)
-        if (auto pinned = gpu->register_host(parts_->stage->memory()); !pinned)
-            return std::move(pinned).error().in("cannot register the stage with the GPU");
+    if (auto registered = register_stage(); !registered) return registered;
     if (keeper_ != nullptr) {
         if (auto kept = keeper_->keep("state", parts_->state.fd()); !kept) return kept;
         if (auto kept = keeper_->keep("stage", parts_->stage->fd()); !kept) return kept;
         if (parts_->spill != nullptr)
             if (auto kept = keeper_->keep("spill", parts_->spill->fd()); !kept) return kept;
     }
+    for (std::uint32_t gpu = 0; gpu < gpus_.size(); ++gpu) {
+        if (auto grown = grow(gpu); !grown) return grown;
+        // The stage and this GPU's first segment, which has its number, are empty yet.
+        if (config.flusher.costs)
+            parts_->state.set_costs(gpu, *config.flusher.costs);
+        else if (auto measured = measure_costs(gpu); !measured)
+            return measured;
+    }
+    return make_threads(config);
+}
+
+/// Instead of start_up, after another process's death.
+Result<void> PageStore::go_on(const StoreConfig& config, const HeldFds& held) {
+    if (auto registered = register_stage(); !registered) return registered;
+    if (auto imported = import_segments(held); !imported) return imported;
+    const auto settled = settle_chunks(*parts_);
+    if (!settled) return settled.error();
+    log_info("taken over: {} pages; {} were being written", settled->pages, settled->pages_unwritten);
+    if (settled->pages_lost != 0)
+        log_error("{} pages were in memory that could not be had again: they are lost", settled->pages_lost);
+    return make_threads(config);
+}
+
+/// A segment between two states is given back: there is nothing in it. One that was not kept is lost.
+Result<void> PageStore::import_segments(const HeldFds& held) {
+    const auto segments = parts_->state.segments();
+    for (std::uint32_t n = 0; n < segments.size(); ++n) {
+        const auto kept = held.find(segment_key(n));
+        const std::uint32_t gpu = segments[n].gpu;
+        const bool is_used = segments[n].state.load() == SegmentEntry::State::in_use;
+        if (!is_used || kept == held.end() || gpu >= gpus_.size()) {
+            segments[n].state.store(SegmentEntry::State::none);
+            if (kept != held.end()) drop(segment_key(n));
+            continue;
+        }
+        auto id = gpus_[gpu]->import_segment(kept->second, Bytes{parts_->state.header().segment_bytes});
+        if (!id) return std::move(id).error().in(fmt::format("cannot have segment {} again", n));
+        parts_->set_segment(n, *id);
+        parts_->slots.add_segment(n, gpu);
+    }
+    return {};
+}
+
+Result<void> PageStore::register_stage() {
+    for (Backend* gpu : gpus_)
+        if (auto pinned = gpu->register_host(parts_->stage->memory()); !pinned)
+            return std::move(pinned).error().in("cannot register the stage with the GPU");
+    return {};
+}
+
+Result<void> PageStore::make_threads(const StoreConfig& config) {
+    mergers_ = choose_mergers(config);
+    patience_ns_ = config.patience_ns;
     set_mode(config.mode);
     {
         const MutexLock lock(orders_mutex_);
         for (StoreOrder& order : orders_) order.mode = config.mode;
     }
-    for (std::uint32_t gpu = 0; gpu < gpus_.size(); ++gpu) {
-        if (auto grown = grow(gpu); !grown) return grown;
+    for (std::uint32_t gpu = 0; gpu < gpus_.size(); ++gpu)
         if (auto made = make_flusher(gpu, config); !made) return made;
-    }
     return make_mover();
+}
+
+Result<void> PageStore::measure_costs(std::uint32_t gpu) {
+    auto queue = gpus_[gpu]->make_queue();
+    if (!queue) return std::move(queue).error();
+    parts_->state.set_costs(gpu, measure_copy_costs(**queue, gpus_[gpu]->caps(), parts_->stage->memory(),
+                                                    parts_->segment_id(gpu)));
+    return {};
 }
 
 Result<void> PageStore::make_flusher(std::uint32_t gpu, const StoreConfig& config) {
@@ -118,10 +205,7 @@ Result<void> PageStore::make_flusher(std::uint32_t gpu, const StoreConfig& confi
         if (!made) return std::move(made).error();
         *queue = std::move(*made);
     }
-    // The stage and this GPU's first segment, which has its number, are empty yet.
-    own.costs = config.flusher.costs ? *config.flusher.costs
-                                     : measure_copy_costs(*own.to_gpu, gpus_[gpu]->caps(),
-                                                          parts_->stage->memory(), parts_->segment_id(gpu));
+    own.costs = parts_->state.header().costs.at(gpu);
     weights_[gpu] = std::max(1'000'000 / std::max(own.costs.page_ns, 1u), 1u);
     parts_->slots.set_weight(gpu, weights_[gpu]);
     flushers_.push_back(std::make_unique<Flusher>(*parts_, std::move(own)));
@@ -153,6 +237,7 @@ PageStore::~PageStore() {
     mover_.reset();
     flushers_.clear();
     for (Backend* gpu : gpus_) (void)gpu->unregister_host(parts_->stage->memory());
+    if (keeps_all_) return;
     const auto segments = parts_->state.segments();
     for (std::uint32_t n = 0; n < segments.size(); ++n)
         if (segments[n].state == SegmentEntry::State::in_use) {
@@ -300,7 +385,8 @@ Result<void> PageStore::grow(std::uint32_t gpu) {
         }
     }
     parts_->set_segment(*number, *id);
-    parts_->state.segments()[*number] = {SegmentEntry::State::in_use, gpu, size.n};
+    parts_->state.segments()[*number].gpu = gpu;
+    parts_->state.segments()[*number].state.store(SegmentEntry::State::in_use);
     parts_->slots.add_segment(*number, gpu);
     return {};
 }
@@ -310,7 +396,7 @@ void PageStore::shrink(SlotAllocator::Which which) {
     const auto number = parts_->slots.remove_empty_segment(which);
     if (!number) return;
     SegmentEntry& segment = parts_->state.segments()[*number];
-    segment.state = SegmentEntry::State::none;
+    segment.state.store(SegmentEntry::State::none);
     if (auto freed = gpus_[segment.gpu]->free_segment(parts_->segment_id(*number));
         !freed && !parts_->lost[segment.gpu].load())
         log_warning("cannot give a segment back: {}", freed.error().text());

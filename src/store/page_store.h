@@ -92,6 +92,12 @@ class PageStore final : public Target {
                                                      FdKeeper* keeper) {
         return create(std::vector<Backend*>{&gpu}, config, keeper);
     }
+    /// Goes on with what a process that has died had stored, whose configuration this was, from what `keeper`
+    /// kept of it; `config.spill` is its spill, adopted without slots. VRAM that was not kept, since its GPU
+    /// cannot export, has its pages lost. On failure all stays as it is, for another attempt. Errors: as
+    /// create, and failed.
+    static Result<std::unique_ptr<PageStore>> take_over(std::vector<Backend*> gpus, const StoreConfig& config,
+                                                        FdKeeper* keeper, const HeldFds& held);
     /// REQUIRES: all queues destroyed. Stops the threads, gives all VRAM back; what was stored is gone.
     ~PageStore() override;
 
@@ -122,7 +128,13 @@ class PageStore final : public Target {
 
   private:
     PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_ptr<StoreParts> parts);
+    static Result<void> check(const std::vector<Backend*>& gpus, const StoreConfig& config);
     Result<void> start_up(const StoreConfig& config);
+    Result<void> go_on(const StoreConfig& config, const HeldFds& held);
+    Result<void> import_segments(const HeldFds& held);
+    Result<void> register_stage();
+    Result<void> make_threads(const StoreConfig& config);
+    Result<void> measure_costs(std::uint32_t gpu);
     Result<void> make_flusher(std::uint32_t gpu, const StoreConfig& config);
     Result<void> make_mover();
     Result<void> grow(std::uint32_t gpu);
@@ -143,6 +155,7 @@ class PageStore final : public Target {
     std::unique_ptr<Mover> mover_;
     std::array<std::uint32_t, kGpusMax> weights_{};  ///< of new chunks; by bandwidth
     std::uint32_t mergers_ = 0;
+    bool keeps_all_ = false;  ///< another attempt to take over shall find what was kept
     Spill::Duty spill_duty_ = Spill::Duty::none;
     std::uint64_t wiped_at_ns_ = 0;
     /// What those who wait for room were last told of.

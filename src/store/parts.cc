@@ -76,8 +76,9 @@ void StoreParts::release_if_empty(ChunkEntry& entry) {
         give_slot(slot);
     }
     if (entry.spill.has()) {
-        spill->give_back(entry.spill.get());
+        const std::uint32_t slot = entry.spill.get();
         entry.spill.reset();
+        spill->give_back(slot);
         if (spill->needs_slots()) request_maintenance();
     }
 }
@@ -98,6 +99,7 @@ void StoreParts::mark_dirty(ImageHeader& header, std::uint64_t now) {
 std::uint32_t StoreParts::freeze(ImageHeader& header, const PageBits& pages) {
     const std::uint32_t dirty = header.dirty.count();
     header.in_flight.add(pages);
+    keep_order();  // a page is dirty or in flight at every instant
     header.dirty.remove(pages);
     const std::uint32_t left = header.dirty.count();
     header.dirty_pages.store(left, std::memory_order_relaxed);

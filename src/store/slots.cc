@@ -78,6 +78,19 @@ void SlotAllocator::give(std::uint32_t slot) {
         empty_closed_.fetch_add(1);
 }
 
+bool SlotAllocator::adopt(std::uint32_t slot) {
+    const MutexLock lock(mutex_);
+    if (slot / slots_per_segment_ >= table_.size()) return false;
+    Segment& s = table_[slot / slots_per_segment_];
+    std::uint8_t& is_free = s.is_free[slot % slots_per_segment_];
+    if (is_free == 0) return false;
+    is_free = 0;
+    --s.free;
+    uncount_free(s, 1);
+    per_gpu_[s.gpu].used.fetch_add(1);
+    return true;
+}
+
 void SlotAllocator::set_closed(std::uint32_t segment, bool closed) {
     Segment& s = table_[segment];
     s.closed = closed;

@@ -29,6 +29,8 @@ class SlotAllocator {
     /// The same of one GPU.
     std::optional<std::uint32_t> take_on(std::uint32_t gpu) VS_EXCLUDES(mutex_);
     void give(std::uint32_t slot) VS_EXCLUDES(mutex_);
+    /// Takes this very slot; false if it is not free. Before there are other threads.
+    bool adopt(std::uint32_t slot) VS_EXCLUDES(mutex_);
 
     /// Closes the open segment of the GPU with the most free slots, or opens the closed one with the fewest;
     /// false if there is none.

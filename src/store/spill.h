@@ -54,6 +54,9 @@ class Spill {
     static Result<std::unique_ptr<Spill>> adopt(const SpillConfig& config, UniqueFd fd,
                                                 std::span<const std::uint32_t> used);
 
+    /// These are in use, too. REQUIRES: no other thread uses the spill yet. Error usage: they cannot be.
+    Result<void> adopt_used(std::span<const std::uint32_t> used) { return slots_.adopt(used); }
+
     // ---- threads that move chunks ----
 
     /// ok with `slot` set; retry if maintain can help; no_space if it could not, until it can.

@@ -6,8 +6,14 @@
 namespace vramswap {
 
 Result<std::unique_ptr<Stage>> Stage::create(const State& state, std::uint32_t scratch_chunks) {
-    const std::size_t chunks = std::size_t{state.header().images} + scratch_chunks;
-    auto memory = make_shared_memory("vramswap-stage", chunks * kChunkBytes);
+    auto memory = make_shared_memory("vramswap-stage", bytes_for(state, scratch_chunks));
+    if (!memory) return std::move(memory).error();
+    return std::unique_ptr<Stage>(new Stage(state.images(), std::move(*memory)));
+}
+
+Result<std::unique_ptr<Stage>> Stage::adopt(const State& state, std::uint32_t scratch_chunks,
+                                            const UniqueFd& fd) {
+    auto memory = adopt_shared_memory("the stage", fd, bytes_for(state, scratch_chunks));
     if (!memory) return std::move(memory).error();
     return std::unique_ptr<Stage>(new Stage(state.images(), std::move(*memory)));
 }
@@ -16,8 +22,9 @@ Stage::Stage(std::span<ImageHeader> headers, SharedMemory memory)
     : headers_(headers), memory_(std::move(memory)) {
     const MutexLock lock(mutex_);
     free_.reserve(headers_.size());
-    for (auto n = static_cast<std::uint32_t>(headers_.size()); n-- > 0;) free_.push_back(n);
-    free_count_ = static_cast<std::uint32_t>(headers_.size());
+    for (auto n = static_cast<std::uint32_t>(headers_.size()); n-- > 0;)
+        if (headers_[n].chunk_plus_one.load() == 0) free_.push_back(n);
+    free_count_ = static_cast<std::uint32_t>(free_.size());
 }
 
 Stage::~Stage() {

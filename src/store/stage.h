@@ -27,6 +27,10 @@ class Stage {
     /// Takes the headers from `state` (which must outlive it) and makes the memory for them, all images free,
     /// and for so many chunks of scratch memory.
     static Result<std::unique_ptr<Stage>> create(const State& state, std::uint32_t scratch_chunks);
+    /// The same with another process's memory: images whose header names a chunk are that chunk's. Errors:
+    /// no_memory, failed.
+    static Result<std::unique_ptr<Stage>> adopt(const State& state, std::uint32_t scratch_chunks,
+                                                const UniqueFd& fd);
     ~Stage();
     Stage(const Stage&) = delete;
     Stage& operator=(const Stage&) = delete;
@@ -54,6 +58,9 @@ class Stage {
 
   private:
     Stage(std::span<ImageHeader> headers, SharedMemory memory);
+    static std::size_t bytes_for(const State& state, std::uint32_t scratch_chunks) {
+        return (std::size_t{state.header().images} + scratch_chunks) * kChunkBytes;
+    }
 
     const std::span<ImageHeader> headers_;
     const SharedMemory memory_;

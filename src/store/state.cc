@@ -20,20 +20,35 @@ ChunkLock::ChunkLock(ChunkEntry& entry) : entry_(entry) {
     }
 }
 
-Result<SharedMemory> make_shared_memory(const char* name, std::size_t size) {
-    UniqueFd fd(::memfd_create(name, MFD_CLOEXEC));
-    if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(size)) != 0)
-        return sys_error(fmt::format("cannot create {} of shared memory for {}", format_size({size}), name));
+namespace {
+Result<SharedMemory> map_shared_memory(const char* name, UniqueFd fd, std::size_t size) {
     void* base = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd.get(), 0);
     if (base == MAP_FAILED) return sys_error(fmt::format("cannot map {} for {}", format_size({size}), name));
     (void)::mlock(base, size);  // the daemon locks everything later and fails then if it may not
     return SharedMemory{std::move(fd), {static_cast<std::byte*>(base), size}};
 }
+}  // namespace
+
+Result<SharedMemory> make_shared_memory(const char* name, std::size_t size) {
+    UniqueFd fd(::memfd_create(name, MFD_CLOEXEC));
+    if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(size)) != 0)
+        return sys_error(fmt::format("cannot create {} of shared memory for {}", format_size({size}), name));
+    return map_shared_memory(name, std::move(fd), size);
+}
+
+Result<SharedMemory> adopt_shared_memory(const char* name, const UniqueFd& fd, std::size_t size) {
+    UniqueFd own = fd.dup();
+    if (!own) return sys_error(fmt::format("cannot duplicate the descriptor of {}", name));
+    if (::lseek(own.get(), 0, SEEK_END) != static_cast<off_t>(size))
+        return Error{Errc::failed, 0,
+                     fmt::format("what was kept as {} has not {}", name, format_size({size}))};
+    return map_shared_memory(name, std::move(own), size);
+}
 
 namespace {
 
-StateHeader lay_out(const StateShape& shape) {
-    StateHeader h;
+StateLayout lay_out(const StateShape& shape) {
+    StateLayout h;
     h.magic = StateHeader::kMagic;
     h.version = StateHeader::kVersion;
     h.device_bytes = shape.device.n;
@@ -58,19 +73,34 @@ StateHeader lay_out(const StateShape& shape) {
     return h;
 }
 
-}  // namespace
-
-Result<State> State::create(const StateShape& shape) {
+Result<void> check(const StateShape& shape) {
     if (shape.device.n == 0 || shape.device.n % kPageBytes != 0 || shape.segment.n == 0 ||
         shape.segment.n % kChunkBytes != 0 || shape.images == 0)
         return Error{Errc::usage, 0,
                      fmt::format("a store of {} bytes in segments of {} with {} images is impossible",
                                  shape.device.n, shape.segment.n, shape.images)};
-    const StateHeader header = lay_out(shape);
-    auto memory = make_shared_memory("vramswap-state", header.total_bytes);
+    return {};
+}
+
+}  // namespace
+
+Result<State> State::create(const StateShape& shape) {
+    if (auto possible = check(shape); !possible) return std::move(possible).error();
+    const StateLayout layout = lay_out(shape);
+    auto memory = make_shared_memory("vramswap-state", layout.total_bytes);
     if (!memory) return std::move(memory).error();
-    *reinterpret_cast<StateHeader*>(memory->bytes.data()) = header;
+    *reinterpret_cast<StateHeader*>(memory->bytes.data()) = StateHeader{layout, {}};
     return State(std::move(memory->fd), memory->bytes.data(), memory->bytes.size());
+}
+
+Result<State> State::adopt(const StateShape& shape, const UniqueFd& fd) {
+    if (auto possible = check(shape); !possible) return std::move(possible).error();
+    const StateLayout layout = lay_out(shape);
+    auto memory = adopt_shared_memory("the state", fd, layout.total_bytes);
+    if (!memory) return std::move(memory).error();
+    State state(std::move(memory->fd), memory->bytes.data(), memory->bytes.size());
+    if (static_cast<const StateLayout&>(state.header()) == layout) return state;
+    return Error{Errc::failed, 0, "what was kept as the state is of another version or another device"};
 }
 
 State::State(State&& other) noexcept

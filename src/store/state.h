@@ -6,6 +6,7 @@
 // Order of every update: data first, then the entry that publishes it (docs/architecture.md).
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +17,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "base/units.h"
+#include "store/copy_costs.h"
 #include "store/page_bits.h"
 
 namespace vramswap {
@@ -59,15 +61,16 @@ struct OptionalIndex {
         if (value == 0) return std::nullopt;
         return value - 1;
     }
-    void set(std::uint32_t index) { plus_one.store(index + 1, std::memory_order_relaxed); }
-    void reset() { plus_one.store(0, std::memory_order_relaxed); }
+    /// Release: who takes over after a death finds what was set before.
+    void set(std::uint32_t index) { plus_one.store(index + 1, std::memory_order_release); }
+    void reset() { plus_one.store(0, std::memory_order_release); }
 
   private:
     [[nodiscard]] std::uint32_t load() const { return plus_one.load(std::memory_order_relaxed); }
 };
 
 /// Where a chunk lives. Its lock bit guards the entry, the page entries of the chunk and its stage image's
-/// bits and bytes.It is held for memory copies only: never over a GPU call, another chunk's lock or a system
+/// bits and bytes. It is held for memory copies only: never over a GPU call, another chunk's lock or a system
 /// call, but for the write that signals an eventfd, which does not wait.
 ///
 /// A chunk has one home, in VRAM or in the spill. Only in a state that a dead process has left both may be
@@ -99,9 +102,8 @@ inline constexpr std::uint32_t kSpillCarrier = kGpusMax;
 
 struct SegmentEntry {
     enum class State : std::uint32_t { none = 0, in_use = 1 };
-    State state = State::none;
+    std::atomic<State> state{State::none};  ///< set last and reset first
     std::uint32_t gpu = 0;
-    std::uint64_t bytes = 0;
 };
 
 /// Lines of their own: the flusher looks at the first while writers change the others of this image and all
@@ -118,9 +120,10 @@ struct alignas(64) ImageHeader {
     PageBits in_flight;                     ///< being copied to VRAM: the bytes may not change
 };
 
-struct StateHeader {
+/// Follows from the StateShape; the same for every process that has this state.
+struct StateLayout {
     static constexpr std::uint64_t kMagic = 0x50415753'4d415256;  // "VRAMSWAP", little endian
-    static constexpr std::uint32_t kVersion = 2;
+    static constexpr std::uint32_t kVersion = 3;
     std::uint64_t magic = 0;
     std::uint32_t version = 0;
     std::uint32_t chunks = 0;
@@ -130,7 +133,19 @@ struct StateHeader {
     std::uint64_t segment_bytes = 0;
     std::uint64_t pages_offset = 0, chunks_offset = 0, segments_offset = 0, images_offset = 0;
     std::uint64_t total_bytes = 0;
+    bool operator==(const StateLayout&) const = default;
 };
+
+struct StateHeader : StateLayout {
+    std::array<CopyCosts, kGpusMax> costs{};  ///< measured once, while the stage was empty
+};
+
+/// What was stored before is in the state before what is stored after, for whoever looks at it when this
+/// process is dead. The compiler's order is all that it takes: what a killed thread has stored is a prefix of
+/// its program.
+inline void keep_order() {
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+}
 
 /// Holds a chunk's lock for a scope. Spins, then yields: the holder only copies memory.
 class ChunkLock {
@@ -155,12 +170,16 @@ class State {
   public:
     /// A new empty state in a memfd. Errors: no_memory, usage.
     static Result<State> create(const StateShape& shape);
+    /// Another process's, as it is. Its header is checked, its tables are not (takeover.h). Errors:
+    /// no_memory, failed (not a state of this shape and version).
+    static Result<State> adopt(const StateShape& shape, const UniqueFd& fd);
 
     State(State&& other) noexcept;
     State& operator=(State&&) = delete;
     ~State();
 
     [[nodiscard]] const StateHeader& header() const { return *at<StateHeader>(0); }
+    void set_costs(std::uint32_t gpu, const CopyCosts& costs) { at<StateHeader>(0)->costs.at(gpu) = costs; }
     [[nodiscard]] std::span<PageEntry> pages() const;
     [[nodiscard]] std::span<ChunkEntry> chunks() const;
     [[nodiscard]] std::span<SegmentEntry> segments() const;
@@ -186,5 +205,7 @@ struct SharedMemory {
     std::span<std::byte> bytes;
 };
 Result<SharedMemory> make_shared_memory(const char* name, std::size_t size);
+/// The same of another process, all of it, if it has that size. Errors: no_memory, failed.
+Result<SharedMemory> adopt_shared_memory(const char* name, const UniqueFd& fd, std::size_t size);
 
 }  // namespace vramswap

@@ -416,7 +416,8 @@ IoStatus StoreQueue::look_up(const Piece& piece, RequestPages& from_home, Found&
     parts_.note_use(entry);
     // The chunk entry alone tells that all is at home: the page entries are far away in memory, and are
     // looked at while the GPU copies.
-    if (entry.stored == kChunkPages && entry.writing == 0 && !entry.image.has() && !leaving) {
+    if (entry.stored == kChunkPages && entry.writing == 0 && entry.has_home() && !entry.image.has() &&
+        !leaving) {
         for (std::uint32_t i = 0; i < piece.run.count; ++i) from_home.set(piece.at + i);
         found.from_spill += spilled * piece.run.count;
         ++entry.pins;

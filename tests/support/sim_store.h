@@ -52,16 +52,11 @@ class SteppedStore {
     SteppedStore(SimGpu& gpu, StoreConfig config, FdKeeper* keeper)
         : SteppedStore(std::vector<SimGpu*>{&gpu}, std::move(config), keeper) {}
     SteppedStore(const std::vector<SimGpu*>& gpus, StoreConfig config, FdKeeper* keeper)
-        : gpus_(static_cast<std::uint32_t>(gpus.size())) {
-        if (!config.flusher.costs)
-            config.flusher.costs = CopyCosts{};                   // measured ones would differ each time
-        if (!config.flusher.mergers) config.flusher.mergers = 0;  // and so would these
-        std::vector<Backend*> backends;
-        for (SimGpu* gpu : gpus) backends.push_back(&gpu->backend());
-        auto made = PageStore::create(backends, config, keeper);
-        if (!made) throw std::runtime_error(made.error().text());
-        store_ = std::move(*made);
-    }
+        : SteppedStore(gpus, PageStore::create(backends_of(gpus), stepped(std::move(config)), keeper)) {}
+    /// One that takes over what was kept of another.
+    SteppedStore(const std::vector<SimGpu*>& gpus, StoreConfig config, FdKeeper* keeper, const HeldFds& held)
+        : SteppedStore(gpus,
+                       PageStore::take_over(backends_of(gpus), stepped(std::move(config)), keeper, held)) {}
     PageStore& operator*() { return *store_; }
     PageStore* operator->() { return store_.get(); }
 
@@ -126,6 +121,22 @@ class SteppedStore {
     }
 
   private:
+    SteppedStore(const std::vector<SimGpu*>& gpus, Result<std::unique_ptr<PageStore>> made)
+        : gpus_(static_cast<std::uint32_t>(gpus.size())) {
+        if (!made) throw std::runtime_error(made.error().text());
+        store_ = std::move(*made);
+    }
+    static std::vector<Backend*> backends_of(const std::vector<SimGpu*>& gpus) {
+        std::vector<Backend*> backends;
+        for (SimGpu* gpu : gpus) backends.push_back(&gpu->backend());
+        return backends;
+    }
+    /// Measured costs would differ each time, and so would mergers.
+    static StoreConfig stepped(StoreConfig config) {
+        if (!config.flusher.costs) config.flusher.costs = CopyCosts{};
+        if (!config.flusher.mergers) config.flusher.mergers = 0;
+        return config;
+    }
     void set_draining(bool on) {
         for (std::uint32_t gpu = 0; gpu < gpus_; ++gpu) store_->flusher(gpu).set_draining(on);
         store_->mover().set_draining(on);

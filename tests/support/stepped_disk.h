@@ -81,7 +81,6 @@ class SteppedIo final : public RawIo {
 /// A spill on it, of so many slots, and its faults.
 struct SteppedSpill {
     explicit SteppedSpill(std::uint32_t slots) {
-        SpillConfig config;
         config.path = ::access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
         config.size_max = {std::uint64_t{slots} * kChunkBytes};
         config.make_io = [faults = faults](int fd, std::uint32_t, int event_fd) {
@@ -92,6 +91,7 @@ struct SteppedSpill {
         spill = std::move(*opened);
     }
     std::shared_ptr<DiskFaults> faults = std::make_shared<DiskFaults>();
+    SpillConfig config;
     std::unique_ptr<Spill> spill;
 };
 

@@ -28,10 +28,12 @@ class KeeperFake final : public FdKeeper {
         struct stat file {};
         if (::fstat(fd.get(), &file) != 0) return sys_error("not a descriptor");
         kept[std::string(key)] = file.st_ino;
+        held[std::string(key)] = fd.dup();
         return {};
     }
     Result<void> drop(std::string_view key) override {
         kept.erase(std::string(key));
+        held.erase(std::string(key));
         return {};
     }
     [[nodiscard]] std::vector<std::string> keys() const {
@@ -40,6 +42,7 @@ class KeeperFake final : public FdKeeper {
         return out;
     }
     std::map<std::string, ino_t> kept;
+    HeldFds held;
     std::string refused;
 };
 
