@@ -26,7 +26,8 @@ const std::vector<StatusColumn>& all_columns() {
     using S = const DeviceStatus&;
     static const std::vector<StatusColumn> columns{
         {"NAME", "name of the device", Align::left, [](S s) { return s.name; }},
-        {"STATE", "starting, serving, armed (in use as swap), draining, worker-dead, silent, stale",
+        {"STATE",
+         "starting, serving, armed (in use as swap), draining, restarting, worker-dead, silent, stale",
          Align::left, [](S s) { return s.state; }},
         {"SIZE", "size of the device", Align::right, [](S s) { return format_size(s.size); }},
         {"USED", "swap in use on it, as the kernel counts", Align::right,

@@ -80,7 +80,8 @@ Places places_of(const DeviceStatus& status) {
 
 bool TopDevice::has_figures() const {
     return presence == Presence::here && status.worker_pid != 0 && status.size.n != 0 &&
-           status.state != "worker-dead" && status.state != "silent" && status.state != "stale";
+           status.state != "worker-dead" && status.state != "restarting" && status.state != "silent" &&
+           status.state != "stale";
 }
 
 void TopModel::add(std::uint64_t when_ns, std::vector<DeviceStatus> devices) {

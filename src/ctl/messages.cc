@@ -75,6 +75,7 @@ void fields(S& s, Visit visit) {
     visit("mode", s.mode);
     visit("guardian_pid", s.guardian_pid);
     visit("worker_pid", s.worker_pid);
+    visit("worker_deaths", s.worker_deaths);
     visit("size_bytes", s.size);
     visit("stored_bytes", s.stored);
     visit("vram_bytes", s.vram);

@@ -54,7 +54,7 @@ struct GpuPart {
 /// A device as `status` shows it. `state` is the worker's, or "worker-dead" as the guardian tells it.
 struct DeviceStatus {
     std::string name;
-    std::string state;    ///< starting, serving, armed, draining, worker-dead, stale
+    std::string state;    ///< starting, serving, armed, draining, restarting, worker-dead, stale
     std::string problem;  ///< what is wrong, in a sentence; empty if nothing is
     std::string device;   ///< "/dev/loop3"; empty before it is up
     std::string frontend;
@@ -64,6 +64,7 @@ struct DeviceStatus {
     std::string mode;           ///< of copies: copy, turbo
     pid_t guardian_pid = 0;
     pid_t worker_pid = 0;
+    std::uint64_t worker_deaths = 0;  ///< of workers before that one; counters begin with each
     Bytes size{}, stored{}, vram{}, dirty{}, ram{};
     std::uint64_t pages_read = 0, pages_written = 0, pages_discarded = 0, zero_pages_written = 0;
     std::uint64_t pages_read_stage = 0, pages_read_gpu = 0, pages_flushed = 0;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The guardian: a small process without any GPU library that starts the worker, keeps the descriptors its
-// state lives in, notices its death and tells it. It listens on nothing and, once the worker is ready,
-// allocates nothing.
+// state lives in, notices its death and starts another, which takes over. It listens on nothing.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
@@ -15,6 +14,7 @@
 #include <csignal>
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "ctl/messages.h"
 #include "ctl/runtime_dir.h"
@@ -30,11 +30,18 @@ constexpr int kLockFd = 3;
 constexpr int kReportFd = 4;
 constexpr int kConfigFd = 5;
 
+/// The block device of the loop frontend. It may have a user but us, then it does not matter who closes it;
+/// if not, it writes its cache out to the FUSE file when it is closed, which nobody answers any more: the
+/// FUSE descriptor has to be closed before, by a number that is higher (loop_device.h).
+constexpr std::string_view kClosedLast = "front-device";
+constexpr int kOthersFrom = 64;
+
 /// Descriptors by key, in a fixed table: state, stage, and a segment each for up to 1 TiB in segments of 128
 /// MiB.
 class KeptFds {
   public:
     bool keep(std::string_view key, UniqueFd fd) {
+        if (fd && key != kClosedLast) fd.reset(::fcntl(fd.get(), F_DUPFD_CLOEXEC, kOthersFrom));
         Entry* e = find(key);
         if (e == nullptr) e = find({});
         if (e == nullptr || key.empty() || key.size() >= e->key.size() || !fd) return false;
@@ -51,7 +58,16 @@ class KeptFds {
         return true;
     }
     void drop_all() {
-        for (Entry& e : entries_) e = Entry{};
+        for (Entry& e : entries_)
+            if (kClosedLast != e.key.data()) e = Entry{};
+        drop(kClosedLast);
+    }
+    [[nodiscard]] bool has(std::string_view key) { return find(key) != nullptr; }
+    /// visit(key, descriptor) for each, until it says no.
+    template <typename Visit>
+    void for_each(Visit visit) const {
+        for (const Entry& e : entries_)
+            if (e.fd.valid() && !visit(std::string_view(e.key.data()), e.fd.get())) return;
     }
 
   private:
@@ -67,10 +83,17 @@ class KeptFds {
 };
 
 class Guardian {
+    /// A worker that lived so long was a good one.
+    static constexpr std::uint64_t kLongLifeNs = 30'000'000'000;
+    /// With pauses that double up to 3.2 s between them: about half a minute.
+    static constexpr std::uint32_t kDeathsInRowMax = 12;
+    static constexpr std::uint64_t kPauseNs = 50'000'000;
+
   public:
     Guardian(DeviceConfig config, DeviceDir dir) : config_(std::move(config)), dir_(std::move(dir)) {}
 
     int run() {
+        if (auto watched = watch_signals(); !watched) return fail(watched.error());
         if (auto started = start_worker(); !started) return fail(started.error());
         write_state("starting", "");
         while (!finished_) wait_for_event();
@@ -83,30 +106,41 @@ class Guardian {
     Result<void> start_worker() {
         auto ends = make_link();
         if (!ends) return std::move(ends).error();
+        started_at_ns_ = now_ns();
         auto pid = spawn_self(
             {{kWorkerRole, config_.name}, {ends->worker.get(), kConfigFd, kLockFd}, SpawnSession::same, -1});
         if (!pid) return std::move(pid).error();
         link_ = std::move(ends->guardian);
         worker_ = *pid;
-        return block_signals();
+        hand_over();
+        return {};
     }
 
-    Result<void> block_signals() {
+    /// It reads all of it before it does anything else. If it dies meanwhile, SIGCHLD says so.
+    void hand_over() {
+        kept_.for_each([this](std::string_view key, int fd) {
+            const auto message = LinkMessage::make(LinkMessage::Kind::held, key, {});
+            return static_cast<bool>(send_message(link_.get(), message, fd));
+        });
+        (void)send_message(link_.get(),
+                           LinkMessage::make(LinkMessage::Kind::go, {}, fmt::format("{}", deaths_)), -1);
+    }
+
+    Result<void> watch_signals() {
         sigset_t set;
         sigemptyset(&set);
         for (const int s : {SIGCHLD, SIGTERM, SIGINT, SIGHUP}) sigaddset(&set, s);
         if (sigprocmask(SIG_BLOCK, &set, nullptr) != 0) return sys_error("cannot block signals");
         signals_.reset(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
         if (!signals_) return sys_error("cannot make a signalfd");
-        // A worker that died before SIGCHLD was blocked would go unnoticed: look once.
-        reap_worker();
         return {};
     }
 
     void wait_for_event() {
         std::array<pollfd, 2> events{pollfd{signals_.get(), POLLIN, 0}, pollfd{link_.get(), POLLIN, 0}};
         const nfds_t watched = link_.valid() ? 2 : 1;
-        if (::poll(events.data(), watched, -1) < 0) return;
+        if (::poll(events.data(), watched, ms_to_restart()) < 0) return;
+        if (restart_at_ns_ != 0 && now_ns() >= restart_at_ns_) restart_worker();
         if (watched == 2 && events[1].revents != 0) serve_worker();
         if (events[0].revents != 0) take_signal();
     }
@@ -118,6 +152,8 @@ class Guardian {
                 reap_worker();
             else if (worker_ > 0)
                 ::kill(worker_, SIGTERM);  // it refuses while its device is in use
+            else if (restart_at_ns_ != 0)
+                stop_wanted_ = true;  // the next one shall decide
             else
                 finished_ = true;
         }
@@ -138,9 +174,14 @@ class Guardian {
             case LinkMessage::Kind::ready:
                 device_ = m.text_view();
                 write_state("serving", "");
+                if (deaths_ != 0) log_warning("worker {} of device {} has taken over", worker_, config_.name);
+                if (std::exchange(stop_wanted_, false)) ::kill(worker_, SIGTERM);
                 return report(m.text_view());
             case LinkMessage::Kind::failed:
+                failure_ = parse_error(m.text_view(), "it cannot start").text();
                 return report(m.text_view());
+            case LinkMessage::Kind::held:
+            case LinkMessage::Kind::go:
             case LinkMessage::Kind::done:
             case LinkMessage::Kind::refused:
                 break;
@@ -177,11 +218,40 @@ class Guardian {
                 error_json({Errc::failed, 0, fmt::format("the worker {}", how), "Look at the system log"}));
             return;
         }
+        survive(dead, failure_.empty() ? how : how + ": " + std::exchange(failure_, {}));
+    }
+
+    /// Another worker takes over, at once or, if they die one after the other, after a while; or nobody does.
+    void survive(pid_t dead, const std::string& how) {
+        ++deaths_;
+        const std::uint64_t now = now_ns();
+        deaths_in_row_ = now - started_at_ns_ > kLongLifeNs ? 1 : deaths_in_row_ + 1;
+        if (kept_.has(kClosedLast) && deaths_in_row_ <= kDeathsInRowMax) {
+            const std::uint64_t pause = deaths_in_row_ == 1 ? 0 : kPauseNs << std::min(deaths_in_row_, 6u);
+            log_error("worker {} of device {} {}: another takes over{}", dead, config_.name, how,
+                      pause == 0 ? "" : fmt::format(" in {} ms", pause / 1'000'000));
+            write_state("restarting", fmt::format("the worker {}; another is taking over", how));
+            restart_at_ns_ = now + pause;
+            return;
+        }
         log_error("worker {} of device {} {}: its I/O fails from now on", dead, config_.name, how);
+        kept_.drop_all();
         write_state("worker-dead",
                     fmt::format("the worker {}; pages that were on the GPU cannot be read. Run `vramswap "
                                 "down {}`",
                                 how, config_.name));
+    }
+
+    void restart_worker() {
+        restart_at_ns_ = 0;
+        if (auto started = start_worker(); !started) survive(0, started.error().text());
+    }
+
+    [[nodiscard]] int ms_to_restart() const {
+        if (restart_at_ns_ == 0) return -1;
+        const std::uint64_t now = now_ns();
+        if (restart_at_ns_ <= now) return 0;
+        return static_cast<int>((restart_at_ns_ - now) / 1'000'000) + 1;
     }
 
     /// One line to whoever waits in `up`; nobody may be there any more.
@@ -220,10 +290,16 @@ class Guardian {
     const DeviceConfig config_;
     const DeviceDir dir_;
     std::string device_;
+    std::string failure_;  ///< what the last worker said before it ended
     UniqueFd link_;
     UniqueFd signals_;
     pid_t worker_ = 0;
     KeptFds kept_;
+    std::uint32_t deaths_ = 0;
+    std::uint32_t deaths_in_row_ = 0;
+    std::uint64_t started_at_ns_ = 0;
+    std::uint64_t restart_at_ns_ = 0;  ///< 0: no restart is to come
+    bool stop_wanted_ = false;         ///< by a signal, while there was no worker
     bool reported_ = false;
     bool finished_ = false;
     int exit_status_ = 0;

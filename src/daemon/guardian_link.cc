@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
+#include <string>
 
 namespace vramswap {
 namespace {
@@ -109,6 +111,23 @@ Result<void> GuardianLink::keep(std::string_view key, const UniqueFd& fd) {
 }
 Result<void> GuardianLink::drop(std::string_view key) {
     return ask(LinkMessage::make(LinkMessage::Kind::drop, key, {}), -1);
+}
+Result<GuardianLink::Handover> GuardianLink::receive_handover() {
+    Handover handover;
+    for (;;) {
+        auto received = receive_message(link_.get());
+        if (!received) return std::move(received).error();
+        const LinkMessage& m = received->message;
+        if (m.kind == LinkMessage::Kind::held) {
+            handover.fds.insert_or_assign(std::string(m.key_view()), std::move(received->fd));
+            continue;
+        }
+        if (m.kind != LinkMessage::Kind::go)
+            return Error{Errc::failed, 0, "the guardian says what was not asked"};
+        const std::string_view text = m.text_view();
+        std::from_chars(text.data(), text.data() + text.size(), handover.deaths);
+        return handover;
+    }
 }
 Result<void> GuardianLink::tell_ready(std::string_view device) {
     return send_message(link_.get(), LinkMessage::make(LinkMessage::Kind::ready, {}, device), -1);

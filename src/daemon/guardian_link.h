@@ -20,6 +20,8 @@ struct LinkMessage {
         drop,     ///< worker: close what is under `key`; answered
         ready,    ///< worker: the device in `text` is up
         failed,   ///< worker: cannot start; `text` is an error as JSON
+        held,     ///< guardian: comes along: what a dead worker had it keep under `key`
+        go,       ///< guardian: that was all; `text` is how many workers have died
         done,     ///< guardian: keep or drop is done
         refused,  ///< guardian: no room, or no such key
     };
@@ -54,6 +56,12 @@ class GuardianLink final : public FdKeeper {
     explicit GuardianLink(UniqueFd link) : link_(std::move(link)) {}
     Result<void> keep(std::string_view key, const UniqueFd& fd) override;
     Result<void> drop(std::string_view key) override;
+    /// What the guardian says first: what was kept of a worker that has died, if there was one. Waits for it.
+    struct Handover {
+        HeldFds fds;
+        std::uint32_t deaths = 0;
+    };
+    Result<Handover> receive_handover();
     Result<void> tell_ready(std::string_view device);
     Result<void> tell_failed(std::string_view error);
     /// Readable (end of file) when the guardian is gone.

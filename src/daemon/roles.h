@@ -21,8 +21,8 @@ int run_guardian();
 /// Descriptors: 3 the link to the guardian, 4 the configuration, 5 the lock, held as long as one of both
 /// lives.
 int run_worker();
-/// Prints a Probe as JSON. Arguments: GPU wanted, "sim-allowed" or "sim-never", frontend wanted; "open-gpu" to
-/// see whether it has mode turbo, or "leave-gpu".
+/// Prints a Probe as JSON. Arguments: GPU wanted, "sim-allowed" or "sim-never", frontend wanted; "open-gpu"
+/// to see whether it has mode turbo, or "leave-gpu".
 int run_probe(const std::vector<std::string>& arguments);
 /// Prints a ProbedSpill as JSON. Argument: a directory or block device.
 int run_spill_probe(const std::vector<std::string>& arguments);

@@ -47,7 +47,11 @@ class Worker {
     /// behind.
     Result<void> start() {
         if (auto r = block_signals(); !r) return r;
-        if (auto r = open_gpus_and_store(); !r) return r;
+        auto handover = guardian_.receive_handover();
+        if (!handover) return std::move(handover).error();
+        deaths_ = handover->deaths;
+        const HeldFds held = std::move(handover->fds);
+        if (auto r = open_gpus_and_store(held); !r) return r;
         if (auto r = make_monitors(); !r) return r;
         if (auto r = lock_memory(LockMode::on_fault); !r) return r;
         become(WorkerState::locked);
@@ -58,7 +62,9 @@ class Worker {
         if (!frontend) return std::move(frontend).error();
         frontend_ = std::move(*frontend);
         if (auto r = store_->start(); !r) return r;
-        auto device = frontend_->start(*store_, {config_.name, config_.threads});
+        const FrontendOptions options{config_.name, config_.threads, &guardian_};
+        auto device =
+            deaths_ == 0 ? frontend_->start(*store_, options) : frontend_->take_over(*store_, options, held);
         if (!device) return std::move(device).error();
         device_ = std::move(*device);
         for (auto& watch : watches_)
@@ -115,7 +121,7 @@ class Worker {
         return {};
     }
 
-    Result<void> open_gpus_and_store() {
+    Result<void> open_gpus_and_store(const HeldFds& held) {
         drivers_ = all_drivers();
         const auto gpus = select_gpus(survey(drivers_), config_.gpu, SimFallback::never);
         if (!gpus) return gpus.error();
@@ -126,7 +132,7 @@ class Worker {
             backends.push_back(backend->get());
             backends_.push_back(std::move(*backend));
         }
-        if (auto opened = open_spill(); !opened) return opened;
+        if (auto opened = open_spill(held); !opened) return opened;
         StoreConfig store;
         store.spill = spill_.get();
         store.patience_ns = 2 * PolicyConfig{}.period_ns;
@@ -134,18 +140,21 @@ class Worker {
         store.segment = config_.segment;
         store.stage = config_.stage;
         store.mode = config_.mode == "turbo" ? EngineMode::turbo : EngineMode::copy;
-        auto made = PageStore::create(std::move(backends), store, &guardian_);
+        auto made = deaths_ == 0 ? PageStore::create(std::move(backends), store, &guardian_)
+                                 : PageStore::take_over(std::move(backends), store, &guardian_, held);
         if (!made) return std::move(made).error();
         store_ = std::move(*made);
         return {};
     }
 
-    Result<void> open_spill() {
+    Result<void> open_spill(const HeldFds& held) {
         if (config_.spill.empty()) return {};
         SpillConfig config;
         config.path = config_.spill;
         config.size_max = config_.spill_size.n == 0 ? config_.size : config_.spill_size;
-        auto spill = Spill::open(config);
+        const auto kept = held.find("spill");
+        if (deaths_ != 0 && kept == held.end()) return Error{Errc::failed, 0, "the spill was not kept"};
+        auto spill = deaths_ == 0 ? Spill::open(config) : Spill::adopt(config, kept->second.dup(), {});
         if (!spill) return std::move(spill).error();
         spill_ = std::move(*spill);
         return {};
@@ -267,6 +276,7 @@ class Worker {
         d.mode = to_string(s.mode);
         d.guardian_pid = guardian_gone_ ? 0 : ::getppid();
         d.worker_pid = ::getpid();
+        d.worker_deaths = deaths_;
         d.size = s.device;
         d.stored = s.stored;
         d.vram = s.vram;
@@ -341,6 +351,7 @@ class Worker {
     GuardianLink& guardian_;
     WorkerState state_ = WorkerState::configured;
     bool guardian_gone_ = false;
+    std::uint32_t deaths_ = 0;  ///< of workers before this one
     std::string device_;
     UniqueFd signals_;
     // In the order of construction; destroyed the other way round.
