@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What only the loop frontend promises: how its device looks, what it says when something is missing, that a
-// start which fails anywhere leaves nothing, and that nothing stays behind when its process is killed.
+// start which fails anywhere leaves nothing, and that when its process is killed nothing stays behind, or
+// another process goes on with the device.
 #include "front/loop/loop_frontend.h"
 
 #include <fcntl.h>
@@ -14,6 +15,7 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -21,11 +23,14 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/units.h"
 #include "support/block_device.h"
+#include "support/loop_guardian.h"
 #include "support/ram_target.h"
 #include "support/without_sys_admin.h"
 
@@ -285,6 +290,249 @@ TEST_F(LoopFrontendTest, SwapOnAKilledProcessesDeviceCanBeSwitchedOffAndThenTheD
     EXPECT_TRUE(child.device_exists());
     EXPECT_TRUE(stop_swap(child.path())) << strerror(errno);
     EXPECT_FALSE(child.device_exists());
+}
+
+/// Keeps duplicates in this process. `fails_at`: the n-th keep fails.
+class LocalKeeper final : public FdKeeper {
+  public:
+    explicit LocalKeeper(unsigned fails_at = 0) : fails_at_(fails_at) {}
+    Result<void> keep(std::string_view key, const UniqueFd& fd) override {
+        if (++keeps_ == fails_at_) return Error{Errc::failed, 0, "injected: nothing is kept"};
+        held_[std::string(key)] = fd.dup();
+        return {};
+    }
+    Result<void> drop(std::string_view key) override {
+        held_.erase(std::string(key));
+        return {};
+    }
+    [[nodiscard]] const HeldFds& held() const { return held_; }
+    [[nodiscard]] unsigned keeps() const { return keeps_; }
+
+  private:
+    const unsigned fails_at_;
+    unsigned keeps_ = 0;
+    HeldFds held_;
+};
+
+constexpr const char* kCannot = "this kernel's FUSE does not send requests again (it takes Linux 6.9)";
+
+TEST_F(LoopFrontendTest, ItsKeeperHasBothDescriptorsFromStartToStopAndNotBeyond) {
+    const Held before = what_is_held();
+    {
+        LocalKeeper keeper;
+        RamTarget target(kSize);
+        auto frontend = make_loop_frontend();
+        const auto path = frontend->start(target, {.name = unique_device_name(), .keeper = &keeper});
+        ASSERT_TRUE(path) << path.error().text();
+        if (keeper.keeps() == 0) GTEST_SKIP() << kCannot;
+        EXPECT_TRUE(keeper.held().contains("front-device"));
+        EXPECT_TRUE(keeper.held().contains("front-fuse"));
+        {
+            const UniqueFd device = open_device(*path);
+            EXPECT_FALSE(frontend->stop());
+            EXPECT_EQ(keeper.held().size(), 2u) << "a device that goes on being served can be taken over";
+        }
+        const auto stopped = frontend->stop();
+        EXPECT_TRUE(stopped) << stopped.error().text();
+        EXPECT_TRUE(keeper.held().empty());
+    }
+    EXPECT_EQ(what_stays(before), "");
+}
+
+TEST_F(LoopFrontendTest, AStartWhoseKeeperFailsLeavesNothing) {
+    const Held before = what_is_held();
+    for (const unsigned fails_at : {1u, 2u}) {
+        LocalKeeper keeper(fails_at);
+        RamTarget target(kSize);
+        const auto path = make_loop_frontend()->start(target, {.name = unique_device_name(), .keeper = &keeper});
+        if (keeper.keeps() == 0) GTEST_SKIP() << kCannot;
+        EXPECT_FALSE(path);
+        EXPECT_EQ(keeper.keeps(), fails_at);
+        EXPECT_TRUE(keeper.held().empty());
+    }
+    EXPECT_EQ(what_stays(before), "");
+}
+
+TEST_F(LoopFrontendTest, DestructionUnderAUserEndsWithErrorsEvenIfAKeeperHasTheDescriptors) {
+    const Held before = what_is_held();
+    {
+        LocalKeeper keeper;
+        RamTarget target(kSize);
+        auto frontend = make_loop_frontend();
+        const auto path = frontend->start(target, {.name = unique_device_name(), .keeper = &keeper});
+        ASSERT_TRUE(path) << path.error().text();
+        const UniqueFd device = open_device(*path);
+        frontend.reset();
+        EXPECT_TRUE(keeper.held().empty());
+        DirectBuffer page(kPageBytes);
+        EXPECT_EQ(read_at(device, page, 0), EIO);
+    }
+    EXPECT_EQ(what_stays(before), "");
+}
+
+TEST(LoopTakeOver, NeedsBothDescriptors) {
+    const auto expect_unavailable = [](const HeldFds& held) {
+        RamTarget target(kSize);
+        const auto path = make_loop_frontend()->take_over(target, {.name = unique_device_name()}, held);
+        ASSERT_FALSE(path);
+        EXPECT_EQ(path.error().code, Errc::unavailable) << path.error().text();
+        EXPECT_NE(path.error().text().find("descriptors"), std::string::npos) << path.error().text();
+    };
+    HeldFds held;
+    expect_unavailable(held);
+    held.emplace("front-device", UniqueFd(::open("/dev/null", O_RDWR | O_CLOEXEC)));
+    expect_unavailable(held);
+}
+
+/// A request of a user, and how many of them reach the server at a time.
+struct Request {
+    const char* kind;
+    std::uint32_t at_a_time;
+};
+
+constexpr std::size_t kRequestBytes = 64u << 10;
+constexpr std::uint64_t kOld = 1;  // generations of data
+constexpr std::uint64_t kNew = 2;
+
+/// A device that has been served, with what a guardian keeps of it.
+class LoopTakeOverTest : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        ::alarm(kWatchdogSeconds);
+        if (const std::string problem = loop_problem(); !problem.empty()) GTEST_SKIP() << problem;
+        path = guardian.serve();
+        ASSERT_TRUE(path.starts_with("/dev/loop")) << path;
+        if (guardian.held().empty()) GTEST_SKIP() << kCannot;
+        for (std::uint64_t i = 0; i < kRequests; ++i) guardian.store(offset(i), kRequestBytes, kOld);
+    }
+    void TearDown() override { ::alarm(0); }
+
+    static constexpr std::uint64_t kRequests = 6;
+    /// Apart, so that the block layer does not merge them.
+    static std::uint64_t offset(std::uint64_t i) { return i * 4 * kRequestBytes; }
+
+    [[nodiscard]] int use(const std::string& kind, std::uint64_t offset, std::uint64_t generation) const {
+        return LoopUser(arguments(kind, offset, generation)).status();
+    }
+    /// All at once; the users stay.
+    void send_requests(const std::string& kind) {
+        for (std::uint64_t i = 0; i < kRequests; ++i)
+            users.push_back(
+                std::make_unique<LoopUser>(arguments(kind, offset(i), kind == "read" ? kOld : kNew)));
+    }
+    void expect_no_answer() {
+        for (auto& user : users) EXPECT_TRUE(user->is_running());
+    }
+    /// Every user got what it asked for.
+    void expect_done(const std::string& kind) {
+        for (std::uint64_t i = 0; i < kRequests; ++i) {
+            SCOPED_TRACE(i);
+            ASSERT_EQ(users[i]->status(), 0);
+            if (kind == "discard")
+                EXPECT_TRUE(guardian.stores_zeros(offset(i), kRequestBytes));
+            else
+                EXPECT_TRUE(guardian.stores(offset(i), kRequestBytes, kind == "read" ? kOld : kNew));
+        }
+    }
+    void expect_usable() {
+        EXPECT_EQ(use("write", 0, 3), 0);
+        EXPECT_EQ(use("read", 0, 3), 0);
+        EXPECT_TRUE(guardian.stores(0, kRequestBytes, 3));
+    }
+    void expect_stop_leaves_nothing() {
+        EXPECT_EQ(guardian.stop(), "stopped");
+        EXPECT_TRUE(guardian.held().empty());
+        guardian.kill();
+        EXPECT_EQ(what_stays(before), "");
+    }
+
+    // Outlives the guardian: requests that nobody has answered end when it lets go.
+    std::vector<std::unique_ptr<LoopUser>> users;
+    LoopGuardian guardian{kSize};
+    const Held before = what_is_held();
+    std::string path;
+
+  private:
+    [[nodiscard]] std::vector<std::string> arguments(const std::string& kind, std::uint64_t offset,
+                                                     std::uint64_t generation) const {
+        return {kind, path, fmt::format("{}", offset), fmt::format("{}", kRequestBytes),
+                fmt::format("{}", generation)};
+    }
+};
+
+class LoopTakeOverOf : public LoopTakeOverTest, public ::testing::WithParamInterface<Request> {};
+
+TEST_P(LoopTakeOverOf, RequestsThatTheDeadProcessHadComplete) {
+    guardian.hold(GetParam().at_a_time);
+    send_requests(GetParam().kind);
+    ASSERT_EQ(guardian.wait_answer(), "held");
+    guardian.kill();
+    expect_no_answer();
+    EXPECT_EQ(guardian.serve(), path);
+    ASSERT_NO_FATAL_FAILURE(expect_done(GetParam().kind));
+    expect_usable();
+    expect_stop_leaves_nothing();
+}
+
+TEST_P(LoopTakeOverOf, RequestsThatTwoDeadProcessesHadComplete) {
+    guardian.hold(GetParam().at_a_time);
+    send_requests(GetParam().kind);
+    ASSERT_EQ(guardian.wait_answer(), "held");
+    EXPECT_EQ(guardian.serve({.hold = GetParam().at_a_time}), path);
+    ASSERT_EQ(guardian.wait_answer(), "held");
+    guardian.kill();
+    expect_no_answer();
+    EXPECT_EQ(guardian.serve(), path);
+    ASSERT_NO_FATAL_FAILURE(expect_done(GetParam().kind));
+    expect_usable();
+    expect_stop_leaves_nothing();
+}
+
+// Discards hold a lock of the file, so one at a time comes.
+INSTANTIATE_TEST_SUITE_P(Kinds, LoopTakeOverOf,
+                         ::testing::Values(Request{"write", 2}, Request{"read", 2}, Request{"discard", 1}),
+                         [](const auto& kind) { return std::string(kind.param.kind); });
+
+TEST_F(LoopTakeOverTest, DeviceThatNobodyUsesGoesOnAndKeepsItsDirtyPageCache) {
+    ASSERT_EQ(use("dirty", 0, kNew), 0);
+    guardian.kill();
+    EXPECT_EQ(guardian.serve(), path);
+    EXPECT_EQ(guardian.stop(), "stopped");
+    EXPECT_TRUE(guardian.stores(0, kRequestBytes, kNew));
+    guardian.kill();
+    EXPECT_EQ(what_stays(before), "");
+}
+
+TEST_F(LoopTakeOverTest, DeviceThatNobodyTakesOverGoesWithItsGuardiansDescriptors) {
+    guardian.kill();
+    guardian.let_go();
+    EXPECT_EQ(what_stays(before), "");
+}
+
+TEST_F(LoopTakeOverTest, DeviceOfAnotherNameOrSizeIsRefusedAndStaysAsItIs) {
+    guardian.hold(2);
+    send_requests("write");
+    ASSERT_EQ(guardian.wait_answer(), "held");
+    guardian.kill();
+    const std::string other_name = guardian.serve({.name = "other"});
+    EXPECT_NE(other_name.find("not '/vramswap-other'"), std::string::npos) << other_name;
+    const std::string other_size = guardian.serve({.size = mib(2)});
+    EXPECT_NE(other_size.find(fmt::format("{} bytes, not {}", kSize.n, mib(2).n)), std::string::npos)
+        << other_size;
+    expect_no_answer();
+    EXPECT_EQ(guardian.serve(), path);
+    ASSERT_NO_FATAL_FAILURE(expect_done("write"));
+    expect_stop_leaves_nothing();
+}
+
+TEST_F(LoopTakeOverTest, DeviceThatIsSwapGoesOn) {
+    const int on = LoopUser({"swapon", path, fmt::format("{}", kSize.n)}).status();
+    if (on != 0) GTEST_SKIP() << "swapon: " << strerror(on);
+    guardian.kill();
+    EXPECT_EQ(guardian.serve(), path);
+    EXPECT_EQ(guardian.stop().find(path + " is in use as swap"), 0u);
+    EXPECT_EQ(LoopUser({"swapoff", path}).status(), 0);
+    expect_stop_leaves_nothing();
 }
 
 }  // namespace

@@ -27,6 +27,12 @@ std::byte* map_zeros(std::uint64_t bytes) {
     return static_cast<std::byte*>(at);
 }
 
+std::byte* map_shared(std::uint64_t bytes, const UniqueFd& memory) {
+    void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
+    if (at == MAP_FAILED) throw std::bad_alloc();
+    return static_cast<std::byte*>(at);
+}
+
 }  // namespace
 
 class RamQueue final : public TargetQueue {
@@ -58,6 +64,9 @@ class RamQueue final : public TargetQueue {
 };
 
 RamTarget::RamTarget(Bytes size) : size_(size), memory_(map_zeros(size.n)) {}
+
+RamTarget::RamTarget(Bytes size, const UniqueFd& memory)
+    : size_(size), memory_(map_shared(size.n, memory)) {}
 
 RamTarget::~RamTarget() {
     ::munmap(memory_, size_.n);

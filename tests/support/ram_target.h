@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "base/unique_fd.h"
 #include "front/target.h"
 
 namespace vramswap::test {
@@ -26,6 +27,8 @@ class RamTarget final : public Target {
   public:
     /// All zeros.
     explicit RamTarget(Bytes size);
+    /// What is stored is what `memory`, a memfd of at least that size, contains: other processes see it.
+    RamTarget(Bytes size, const UniqueFd& memory);
     ~RamTarget() override;
     RamTarget(const RamTarget&) = delete;
     RamTarget& operator=(const RamTarget&) = delete;

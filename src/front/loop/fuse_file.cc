@@ -10,6 +10,7 @@
 #include <linux/fuse.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
@@ -34,6 +35,16 @@ constexpr double kForeverSeconds = 1e9;
 /// requests; the kernel's default of 12 (FUSE_DEFAULT_MAX_BACKGROUND in fs/fuse/inode.c) would hold them
 /// back.
 constexpr unsigned kMaxBackground = 256;
+
+/// FUSE_NOTIFY_RESEND of include/uapi/linux/fuse.h, protocol 7.40, Linux 6.9: the kernel gives out again what
+/// was read and not answered. Older headers lack it.
+constexpr std::int32_t kNotifyResend = 7;
+
+/// The kernel's own are even and begin at 2 (fuse_get_unique in fs/fuse/dev.c): it takes the answer for one
+/// to a request that is gone, and libfuse expects that to happen.
+constexpr std::uint64_t kReplayedUnique = 1;
+/// The oldest protocol that we serve (Linux 5.8). libfuse looks at it to answer in the forms of before 7.23.
+constexpr std::uint32_t kReplayedMinor = 31;
 
 const FuseFile& file_of(fuse_req_t request) {
     return *static_cast<const FuseFile*>(fuse_req_userdata(request));
@@ -178,6 +189,26 @@ void log_from_libfuse(fuse_log_level, const char* format, va_list arguments) {
     log_warning("libfuse: {}", line);
 }
 
+/// Each I/O thread knows a request by nothing but its `unique`, which the kernel marks when it sends it again
+/// (FUSE_UNIQUE_RESEND, bit 63): libfuse answers with the same 64 bits.
+Result<void> ask_for_unanswered(int connection) {
+    fuse_out_header notice{};
+    notice.len = sizeof notice;
+    notice.error = kNotifyResend;
+    if (::write(connection, &notice, sizeof notice) == static_cast<ssize_t>(sizeof notice)) return {};
+    if (errno == EINVAL)
+        return Error{Errc::unavailable, 0,
+                     "this kernel's FUSE does not send again what a dead process has read",
+                     "Linux 6.9 or later is needed"};
+    return sys_error("FUSE does not send again what a dead process has read");
+}
+
+Result<UniqueFd> duplicate_above(int fd, int above) {
+    UniqueFd duplicate(::fcntl(fd, F_DUPFD_CLOEXEC, above + 1));
+    if (!duplicate) return sys_error("cannot duplicate the FUSE descriptor");
+    return duplicate;
+}
+
 }  // namespace
 
 void FuseFile::SessionDeleter::operator()(fuse_session* session) const {
@@ -185,16 +216,41 @@ void FuseFile::SessionDeleter::operator()(fuse_session* session) const {
 }
 
 Result<std::unique_ptr<FuseFile>> FuseFile::serve(Target& target, const FuseFileOptions& options) {
+    auto connection = open_fuse_device(options.dev_dir);
+    if (!connection) return std::move(connection).error();
+    auto file = make(target, options, *connection);
+    if (!file) return file;
+    connection->reset();
+    FuseFile& self = **file;
+    // Declared after `file`, so that on failure the superblock goes while the threads still serve it.
+    auto mount = mount_fuse_detached(fuse_session_fd(self.session_.get()));
+    if (!mount) return std::move(mount).error();
+    if (auto started = self.start_threads(options.threads); !started) return std::move(started).error();
+    if (auto opened = self.open_handle(mount->get()); !opened) return std::move(opened).error();
+    return file;
+}
+
+Result<std::unique_ptr<FuseFile>> FuseFile::take_over(Target& target, const FuseFileOptions& options,
+                                                      const UniqueFd& connection) {
+    auto file = make(target, options, connection);
+    if (!file) return file;
+    FuseFile& self = **file;
+    if (auto initialised = self.replay_init(); !initialised) return std::move(initialised).error();
+    // Before a thread reads: what one of them has in hand would come again too.
+    if (auto asked = ask_for_unanswered(connection.get()); !asked) return std::move(asked).error();
+    if (auto started = self.start_threads(options.threads); !started) return std::move(started).error();
+    return file;
+}
+
+Result<std::unique_ptr<FuseFile>> FuseFile::make(Target& target, const FuseFileOptions& options,
+                                                 const UniqueFd& connection) {
     std::unique_ptr<FuseFile> file(new FuseFile(target, options.file_name));
     auto stop = StopSignal::make();
     if (!stop) return std::move(stop).error();
     file->stop_ = std::move(*stop);
-    if (auto made = file->make_session(options); !made) return std::move(made).error();
-    // Declared after `file`, so that on failure the superblock goes while the threads still serve it.
-    auto mount = mount_fuse_detached(fuse_session_fd(file->session_.get()));
-    if (!mount) return std::move(mount).error();
-    if (auto started = file->start_threads(options.threads); !started) return std::move(started).error();
-    if (auto opened = file->open_handle(mount->get()); !opened) return std::move(opened).error();
+    auto own = duplicate_above(connection.get(), options.fd_above);
+    if (!own) return std::move(own).error();
+    if (auto made = file->make_session(std::move(*own)); !made) return std::move(made).error();
     return file;
 }
 
@@ -207,12 +263,8 @@ FuseFile::~FuseFile() {
     threads_.clear();
 }
 
-Result<void> FuseFile::make_session(const FuseFileOptions& options) {
+Result<void> FuseFile::make_session(UniqueFd connection) {
     fuse_set_log_func(&log_from_libfuse);
-    auto opened = open_fuse_device(options.dev_dir);
-    if (!opened) return std::move(opened).error();
-    UniqueFd device(::fcntl(opened->get(), F_DUPFD_CLOEXEC, options.fd_above + 1));
-    if (!device) return sys_error("cannot duplicate the FUSE descriptor");
     std::array<char, 9> program{"vramswap"};
     std::array<char*, 2> argv{program.data(), nullptr};
     fuse_args arguments{1, argv.data(), 0};
@@ -220,10 +272,32 @@ Result<void> FuseFile::make_session(const FuseFileOptions& options) {
     fuse_opt_free_args(&arguments);
     if (!session_) return Error{Errc::failed, 0, "libfuse cannot make a session"};
     // This form of the mount point makes libfuse adopt our descriptor and mount nothing.
-    if (fuse_session_mount(session_.get(), fmt::format("/dev/fd/{}", device.get()).c_str()) != 0)
+    if (fuse_session_mount(session_.get(), fmt::format("/dev/fd/{}", connection.get()).c_str()) != 0)
         return Error{Errc::failed, 0, "libfuse does not take our FUSE descriptor"};
-    static_cast<void>(device.release());
+    static_cast<void>(connection.release());
     return {};
+}
+
+/// The kernel sends INIT once in the life of a connection, and libfuse serves nothing before it has seen one.
+Result<void> FuseFile::replay_init() {
+    struct {
+        fuse_in_header header;
+        fuse_init_in init;
+    } request{};
+    request.header.len = sizeof request;
+    request.header.opcode = FUSE_INIT;
+    request.header.unique = kReplayedUnique;
+    request.init.major = FUSE_KERNEL_VERSION;
+    request.init.minor = kReplayedMinor;
+    // Without FUSE_MAX_PAGES libfuse would cut down max_write and say so.
+    request.init.flags = FUSE_ASYNC_DIO | FUSE_MAX_PAGES;
+    fuse_buf buffer{};
+    buffer.mem = &request;
+    buffer.size = sizeof request;
+    fuse_session_process_buf(session_.get(), &buffer);
+    // Only a refusal ends the session.
+    if (fuse_session_exited(session_.get()) == 0) return {};
+    return Error{Errc::failed, 0, "libfuse does not go on with the session of a dead process"};
 }
 
 Result<void> FuseFile::start_threads(std::uint32_t count) {
@@ -244,6 +318,15 @@ Result<void> FuseFile::open_handle(int mount) {
     handle_.reset(::openat(mount, name_.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC | O_NOFOLLOW));
     if (!handle_) return sys_error(fmt::format("cannot open {} in our FUSE file system", name_));
     return {};
+}
+
+bool FuseFile::can_be_taken_over() const {
+    return ask_for_unanswered(fuse_session_fd(session_.get())).has_value();
+}
+
+Result<UniqueFd> FuseFile::duplicate_connection() const {
+    const int connection = fuse_session_fd(session_.get());
+    return duplicate_above(connection, connection);
 }
 
 FrontendCounters FuseFile::counters() const {

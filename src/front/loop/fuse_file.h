@@ -32,7 +32,13 @@ class FuseFile {
   public:
     /// Makes the file system, starts its threads and opens the file. On failure nothing stays behind.
     static Result<std::unique_ptr<FuseFile>> serve(Target& target, const FuseFileOptions& options);
-    /// Ends the threads, then the connection: who still has the file open gets errors.
+    /// Goes on serving the file system of a process that has died, with a duplicate of its `connection`.
+    /// Requests that it has read and not answered come again; handle() is -1. On failure the file system
+    /// stays as it is, as long as `connection` does. Errors: unavailable (the kernel cannot), failed.
+    static Result<std::unique_ptr<FuseFile>> take_over(Target& target, const FuseFileOptions& options,
+                                                       const UniqueFd& connection);
+    /// Ends the threads, then the connection, unless somebody else holds a duplicate: who still has the file
+    /// open gets errors.
     ~FuseFile();
     FuseFile(const FuseFile&) = delete;
     FuseFile& operator=(const FuseFile&) = delete;
@@ -42,6 +48,12 @@ class FuseFile {
     /// Closes our descriptor of the file. The file system goes when the last other holder, the loop driver,
     /// does.
     void close_handle() { handle_.reset(); }
+    /// Whether this kernel lets another process take over. REQUIRES: no request is in flight (it would be
+    /// carried out twice).
+    [[nodiscard]] bool can_be_taken_over() const;
+    /// A duplicate of the FUSE descriptor, with a higher number. While one is open, in whatever process, the
+    /// requests of a dead process wait for a successor.
+    [[nodiscard]] Result<UniqueFd> duplicate_connection() const;
     [[nodiscard]] FrontendCounters counters() const;
 
     /// For the handlers of requests: any I/O thread.
@@ -55,7 +67,10 @@ class FuseFile {
 
     FuseFile(Target& target, std::string name)
         : target_(target), name_(std::move(name)), size_(target.size()) {}
-    Result<void> make_session(const FuseFileOptions& options);
+    static Result<std::unique_ptr<FuseFile>> make(Target& target, const FuseFileOptions& options,
+                                                  const UniqueFd& connection);
+    Result<void> make_session(UniqueFd connection);
+    Result<void> replay_init();
     Result<void> start_threads(std::uint32_t count);
     Result<void> open_handle(int mount);
 

@@ -3,8 +3,11 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/fs.h>
 #include <linux/loop.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,7 +15,10 @@
 #include <cstdint>
 #include <cstring>
 #include <ctime>
+#include <filesystem>
+#include <fstream>
 #include <string_view>
+#include <system_error>
 
 #include "base/log.h"
 #include "base/units.h"
@@ -58,6 +64,27 @@ loop_config configuration(int file, const std::string& name) {
     return config;
 }
 
+/// "loop3". From sysfs, like the name below: LOOP_GET_STATUS64 takes a lock whose holder may wait for
+/// requests, and asks the file for its attributes.
+Result<std::string> read_kernel_name(const UniqueFd& device) {
+    struct stat info {};
+    if (::fstat(device.get(), &info) != 0) return sys_error("cannot query the kept loop device");
+    if (!S_ISBLK(info.st_mode)) return Error{Errc::failed, 0, "what was kept is not a block device"};
+    const std::string link =
+        fmt::format("{}/dev/block/{}:{}", kSysDir, ::major(info.st_rdev), ::minor(info.st_rdev));
+    std::error_code error;
+    const auto folder = std::filesystem::read_symlink(link, error);
+    if (error) return Error{Errc::failed, error.value(), "cannot read " + link};
+    return folder.filename().string();
+}
+
+std::string backing_file_of(const std::string& kernel_name) {
+    std::ifstream file(fmt::format("{}/block/{}/loop/backing_file", kSysDir, kernel_name));
+    std::string path;
+    std::getline(file, path);
+    return path;
+}
+
 }  // namespace
 
 Result<UniqueFd> open_loop_control(const std::string& dev_dir) {
@@ -100,6 +127,20 @@ Result<LoopDevice> LoopDevice::attach(const std::string& dev_dir, int file, cons
                  fmt::format("{} loop devices were taken by others before us", kAttachAttempts)};
 }
 
+Result<LoopDevice> LoopDevice::adopt(const std::string& dev_dir, UniqueFd device, const std::string& name,
+                                     Bytes size) {
+    auto kernel_name = read_kernel_name(device);
+    if (!kernel_name) return std::move(kernel_name).error();
+    const std::string path = fmt::format("{}/{}", dev_dir, *kernel_name);
+    if (const std::string file = backing_file_of(*kernel_name); file != "/" + name)
+        return Error{Errc::failed, 0, fmt::format("{} is over '{}', not '/{}'", path, file, name)};
+    std::uint64_t bytes = 0;
+    if (::ioctl(device.get(), BLKGETSIZE64, &bytes) != 0) return sys_error("cannot query " + path);
+    if (bytes != size.n)
+        return Error{Errc::failed, 0, fmt::format("{} has {} bytes, not {}", path, bytes, size.n)};
+    return LoopDevice(path, *kernel_name, std::move(device));
+}
+
 Result<void> LoopDevice::check_direct_io() const {
     // The kernel drops the flag without a word if it does not like the file. Through the page cache, every
     // swapped page would be in RAM twice and wait for writeback: worse than no device.
@@ -132,10 +173,7 @@ Result<void> LoopDevice::detach() {
         // ENXIO: somebody else has removed it already.
         if (::ioctl(device_.get(), LOOP_CLR_FD) != 0 && errno != ENXIO)
             return sys_error("cannot remove " + path_);
-        if (!is_bound()) {
-            device_.reset();
-            return {};
-        }
+        if (!is_bound()) return {};
         ::nanosleep(&kDetachPause, nullptr);
     }
     return block_device_busy(path_, "open in another process");

@@ -7,8 +7,9 @@
 // - start fails half way, or the worker dies while nobody uses it: closing our descriptor, which the
 //   kernel does for a dead process, removes it. Nothing is left to clean up.
 // - the worker dies while it is swap or mounted: that use holds it open, so it stays, with the same name
-//   and size, for a successor that has kept the FUSE descriptor alive; without one its I/O fails, and it
-//   goes by itself after swapoff. Without AUTOCLEAR it would stay for ever.
+//   and size; its I/O fails, and it goes by itself after swapoff. Without AUTOCLEAR it would stay for ever.
+// - the worker dies and somebody keeps duplicates of its descriptors: the device stays, used or not, and its
+//   I/O waits for a successor (adopt).
 // - normal stop: LOOP_CLR_FD on an autoclear device is the one atomic question "am I the only user? then
 //   let nobody in any more": with other users it changes nothing. Without AUTOCLEAR the same call would
 //   mark the device for removal behind the back of its users (loop_clr_fd in drivers/block/loop.c).
@@ -27,6 +28,7 @@
 
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "base/units.h"
 
 namespace vramswap {
 
@@ -41,24 +43,32 @@ class LoopDevice {
     /// driver, no device node, no direct I/O), busy (no free device), failed.
     static Result<LoopDevice> attach(const std::string& dev_dir, int file, const std::string& name,
                                      UniqueFd number);
+    /// Goes on with the device of a process that has died, whose descriptor `device` duplicates; refuses it
+    /// unless it has this name and size. May be called while nobody serves requests: waits for none.
+    /// Errors: failed.
+    static Result<LoopDevice> adopt(const std::string& dev_dir, UniqueFd device, const std::string& name,
+                                    Bytes size);
     LoopDevice(LoopDevice&&) = default;
     LoopDevice& operator=(LoopDevice&&) = default;
     /// Closes our descriptor: the device goes now, or with its last user.
     ~LoopDevice() = default;
 
-    /// Removes the device, or says busy and changes nothing. What was written through the page cache is
-    /// written out first.
+    /// Removes the device but for its name, which goes with the last duplicate of our descriptor; or says
+    /// busy and changes nothing. What was written through the page cache is written out first.
     Result<void> detach();
+    /// False once it is being removed. REQUIRES: requests are served (the answer may wait for one).
+    [[nodiscard]] bool is_bound() const;
 
     /// "/dev/loop3"
     [[nodiscard]] const std::string& path() const { return path_; }
+    /// A duplicate of it is no further user of the device.
+    [[nodiscard]] const UniqueFd& descriptor() const { return device_; }
 
   private:
     LoopDevice(std::string path, std::string kernel_name, UniqueFd device)
         : path_(std::move(path)), kernel_name_(std::move(kernel_name)), device_(std::move(device)) {}
     [[nodiscard]] Result<void> check_direct_io() const;
     void tune_queue() const;
-    [[nodiscard]] bool is_bound() const;
 
     std::string path_;
     std::string kernel_name_;  // "loop3"
