@@ -83,8 +83,8 @@ class KeptFds {
 };
 
 class Guardian {
-    /// A worker that lived so long was a good one.
-    static constexpr std::uint64_t kLongLifeNs = 30'000'000'000;
+    /// A worker that has served so long was a good one.
+    static constexpr std::uint64_t kLongServiceNs = 100'000'000;
     /// With pauses that double up to 3.2 s between them: about half a minute.
     static constexpr std::uint32_t kDeathsInRowMax = 12;
     static constexpr std::uint64_t kPauseNs = 50'000'000;
@@ -106,7 +106,6 @@ class Guardian {
     Result<void> start_worker() {
         auto ends = make_link();
         if (!ends) return std::move(ends).error();
-        started_at_ns_ = now_ns();
         auto pid = spawn_self(
             {{kWorkerRole, config_.name}, {ends->worker.get(), kConfigFd, kLockFd}, SpawnSession::same, -1});
         if (!pid) return std::move(pid).error();
@@ -148,15 +147,19 @@ class Guardian {
     void take_signal() {
         signalfd_siginfo info{};
         while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
-            if (info.ssi_signo == SIGCHLD)
-                reap_worker();
-            else if (worker_ > 0)
-                ::kill(worker_, SIGTERM);  // it refuses while its device is in use
-            else if (restart_at_ns_ != 0)
-                stop_wanted_ = true;  // the next one shall decide
-            else
-                finished_ = true;
+            reap_worker();  // also before another signal: it may have died just before
+            if (info.ssi_signo != SIGCHLD) end_worker();
         }
+    }
+
+    /// The worker decides: it refuses while its device is in use. One that is taking over will be asked.
+    void end_worker() {
+        if (serving_since_ns_ != 0 || (worker_ > 0 && device_.empty()))
+            ::kill(worker_, SIGTERM);
+        else if (worker_ > 0 || restart_at_ns_ != 0)
+            stop_wanted_ = true;
+        else
+            finished_ = true;
     }
 
     void serve_worker() {
@@ -173,6 +176,7 @@ class Guardian {
                 return answer(kept_.drop(m.key_view()));
             case LinkMessage::Kind::ready:
                 device_ = m.text_view();
+                serving_since_ns_ = now_ns();
                 write_state("serving", "");
                 if (deaths_ != 0) log_warning("worker {} of device {} has taken over", worker_, config_.name);
                 if (std::exchange(stop_wanted_, false)) ::kill(worker_, SIGTERM);
@@ -203,6 +207,7 @@ class Guardian {
         }
         link_.reset();
         const pid_t dead = std::exchange(worker_, 0);
+        const std::uint64_t served_since = std::exchange(serving_since_ns_, 0);
         if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
             finished_ = true;
             return;
@@ -218,14 +223,15 @@ class Guardian {
                 error_json({Errc::failed, 0, fmt::format("the worker {}", how), "Look at the system log"}));
             return;
         }
-        survive(dead, failure_.empty() ? how : how + ": " + std::exchange(failure_, {}));
+        survive(dead, served_since, failure_.empty() ? how : how + ": " + std::exchange(failure_, {}));
     }
 
     /// Another worker takes over, at once or, if they die one after the other, after a while; or nobody does.
-    void survive(pid_t dead, const std::string& how) {
+    void survive(pid_t dead, std::uint64_t served_since, const std::string& how) {
         ++deaths_;
         const std::uint64_t now = now_ns();
-        deaths_in_row_ = now - started_at_ns_ > kLongLifeNs ? 1 : deaths_in_row_ + 1;
+        const bool served = served_since != 0 && now - served_since > kLongServiceNs;
+        deaths_in_row_ = served ? 1 : deaths_in_row_ + 1;
         if (kept_.has(kClosedLast) && deaths_in_row_ <= kDeathsInRowMax) {
             const std::uint64_t pause = deaths_in_row_ == 1 ? 0 : kPauseNs << std::min(deaths_in_row_, 6u);
             log_error("worker {} of device {} {}: another takes over{}", dead, config_.name, how,
@@ -244,7 +250,7 @@ class Guardian {
 
     void restart_worker() {
         restart_at_ns_ = 0;
-        if (auto started = start_worker(); !started) survive(0, started.error().text());
+        if (auto started = start_worker(); !started) survive(0, 0, started.error().text());
     }
 
     [[nodiscard]] int ms_to_restart() const {
@@ -297,9 +303,9 @@ class Guardian {
     KeptFds kept_;
     std::uint32_t deaths_ = 0;
     std::uint32_t deaths_in_row_ = 0;
-    std::uint64_t started_at_ns_ = 0;
-    std::uint64_t restart_at_ns_ = 0;  ///< 0: no restart is to come
-    bool stop_wanted_ = false;         ///< by a signal, while there was no worker
+    std::uint64_t serving_since_ns_ = 0;  ///< 0: not yet, or no more
+    std::uint64_t restart_at_ns_ = 0;     ///< 0: no restart is to come
+    bool stop_wanted_ = false;            ///< by a signal, while there was no worker
     bool reported_ = false;
     bool finished_ = false;
     int exit_status_ = 0;

@@ -19,12 +19,12 @@ COMMAND_TIMEOUT_S = 120
 WAIT_LIMIT_S = 30
 
 
-def wait_for(condition, what):
+def wait_for(condition, what, limit_s=WAIT_LIMIT_S):
     """Polls until the condition holds; a limit, not a synchronisation: the condition decides."""
-    end = time.monotonic() + WAIT_LIMIT_S
+    end = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {WAIT_LIMIT_S} s")
+            raise AssertionError(f"{what}: not within {limit_s} s")
         os.sched_yield()
 
 

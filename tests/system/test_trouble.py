@@ -83,17 +83,6 @@ class Deaths(SystemTest):
     def kill(self, pid):
         os.kill(pid, signal.SIGKILL)
 
-    def test_worker_killed(self):
-        self.up()
-        self.kill(self.status()["worker_pid"])
-        wait_for(lambda: self.status()["state"] == "worker-dead", "status tells of the dead worker")
-        device = self.status()
-        self.assertIn("killed by signal 9", device["problem"])
-        self.assertIn("vramswap down t0", device["problem"])
-        self.assertTrue(device["swap"])
-        self.assert_told(self.up(status=1), "up already")
-        self.vramswap("down", "t0")
-
     def test_guardian_killed(self):
         self.up()
         guardian = self.status()["guardian_pid"]
