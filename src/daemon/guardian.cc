@@ -88,6 +88,8 @@ class Guardian {
     /// With pauses that double up to 3.2 s between them: about half a minute.
     static constexpr std::uint32_t kDeathsInRowMax = 12;
     static constexpr std::uint64_t kPauseNs = 50'000'000;
+    /// So long a killed process may take to end.
+    static constexpr std::uint64_t kDyingNs = 1'000'000'000;
 
   public:
     Guardian(DeviceConfig config, DeviceDir dir) : config_(std::move(config)), dir_(std::move(dir)) {}
@@ -155,11 +157,16 @@ class Guardian {
     /// The worker decides: it refuses while its device is in use. One that is taking over will be asked.
     void end_worker() {
         if (serving_since_ns_ != 0 || (worker_ > 0 && device_.empty()))
-            ::kill(worker_, SIGTERM);
+            ask_to_end();
         else if (worker_ > 0 || restart_at_ns_ != 0)
             stop_wanted_ = true;
         else
             finished_ = true;
+    }
+
+    void ask_to_end() {
+        asked_to_end_at_ns_ = now_ns();
+        ::kill(worker_, SIGTERM);
     }
 
     void serve_worker() {
@@ -179,7 +186,7 @@ class Guardian {
                 serving_since_ns_ = now_ns();
                 write_state("serving", "");
                 if (deaths_ != 0) log_warning("worker {} of device {} has taken over", worker_, config_.name);
-                if (std::exchange(stop_wanted_, false)) ::kill(worker_, SIGTERM);
+                if (std::exchange(stop_wanted_, false)) ask_to_end();
                 return report(m.text_view());
             case LinkMessage::Kind::failed:
                 failure_ = parse_error(m.text_view(), "it cannot start").text();
@@ -230,6 +237,8 @@ class Guardian {
     void survive(pid_t dead, std::uint64_t served_since, const std::string& how) {
         ++deaths_;
         const std::uint64_t now = now_ns();
+        // One that was dying could not do what it was asked for.
+        if (asked_to_end_at_ns_ != 0 && now - asked_to_end_at_ns_ < kDyingNs) stop_wanted_ = true;
         const bool served = served_since != 0 && now - served_since > kLongServiceNs;
         deaths_in_row_ = served ? 1 : deaths_in_row_ + 1;
         if (kept_.has(kClosedLast) && deaths_in_row_ <= kDeathsInRowMax) {
@@ -305,7 +314,8 @@ class Guardian {
     std::uint32_t deaths_in_row_ = 0;
     std::uint64_t serving_since_ns_ = 0;  ///< 0: not yet, or no more
     std::uint64_t restart_at_ns_ = 0;     ///< 0: no restart is to come
-    bool stop_wanted_ = false;            ///< by a signal, while there was no worker
+    bool stop_wanted_ = false;            ///< by a signal, while no worker served
+    std::uint64_t asked_to_end_at_ns_ = 0;
     bool reported_ = false;
     bool finished_ = false;
     int exit_status_ = 0;
