@@ -30,10 +30,9 @@ constexpr int kLockFd = 3;
 constexpr int kReportFd = 4;
 constexpr int kConfigFd = 5;
 
-/// The block device of the loop frontend. It may have a user but us, then it does not matter who closes it;
-/// if not, it writes its cache out to the FUSE file when it is closed, which nobody answers any more: the
-/// FUSE descriptor has to be closed before, by a number that is higher (loop_device.h).
-constexpr std::string_view kClosedLast = "front-device";
+/// kFrontDeviceKey has the lower number and goes last: a loop device without another user writes its cache
+/// out to the FUSE file when it is closed, which nobody answers any more. So the FUSE descriptor has to be
+/// closed before (loop_device.h).
 constexpr int kOthersFrom = 64;
 
 /// Descriptors by key, in a fixed table: state, stage, and a segment each for up to 1 TiB in segments of 128
@@ -41,7 +40,7 @@ constexpr int kOthersFrom = 64;
 class KeptFds {
   public:
     bool keep(std::string_view key, UniqueFd fd) {
-        if (fd && key != kClosedLast) fd.reset(::fcntl(fd.get(), F_DUPFD_CLOEXEC, kOthersFrom));
+        if (fd && key != kFrontDeviceKey) fd.reset(::fcntl(fd.get(), F_DUPFD_CLOEXEC, kOthersFrom));
         Entry* e = find(key);
         if (e == nullptr) e = find({});
         if (e == nullptr || key.empty() || key.size() >= e->key.size() || !fd) return false;
@@ -59,8 +58,8 @@ class KeptFds {
     }
     void drop_all() {
         for (Entry& e : entries_)
-            if (kClosedLast != e.key.data()) e = Entry{};
-        drop(kClosedLast);
+            if (kFrontDeviceKey != e.key.data()) e = Entry{};
+        drop(kFrontDeviceKey);
     }
     [[nodiscard]] bool has(std::string_view key) { return find(key) != nullptr; }
     /// visit(key, descriptor) for each, until it says no.
@@ -241,7 +240,7 @@ class Guardian {
         if (asked_to_end_at_ns_ != 0 && now - asked_to_end_at_ns_ < kDyingNs) stop_wanted_ = true;
         const bool served = served_since != 0 && now - served_since > kLongServiceNs;
         deaths_in_row_ = served ? 1 : deaths_in_row_ + 1;
-        if (kept_.has(kClosedLast) && deaths_in_row_ <= kDeathsInRowMax) {
+        if (kept_.has(kFrontDeviceKey) && deaths_in_row_ <= kDeathsInRowMax) {
             const std::uint64_t pause = deaths_in_row_ == 1 ? 0 : kPauseNs << std::min(deaths_in_row_, 6u);
             log_error("worker {} of device {} {}: another takes over{}", dead, config_.name, how,
                       pause == 0 ? "" : fmt::format(" in {} ms", pause / 1'000'000));

@@ -107,9 +107,12 @@ Result<void> GuardianLink::ask(const LinkMessage& message, int fd) {
 }
 
 Result<void> GuardianLink::keep(std::string_view key, const UniqueFd& fd) {
-    return ask(LinkMessage::make(LinkMessage::Kind::keep, key, {}), fd.get());
+    auto kept = ask(LinkMessage::make(LinkMessage::Kind::keep, key, {}), fd.get());
+    if (kept && key == kFrontDeviceKey) keeps_frontend_ = true;
+    return kept;
 }
 Result<void> GuardianLink::drop(std::string_view key) {
+    if (key == kFrontDeviceKey) keeps_frontend_ = false;
     return ask(LinkMessage::make(LinkMessage::Kind::drop, key, {}), -1);
 }
 Result<GuardianLink::Handover> GuardianLink::receive_handover() {
@@ -126,6 +129,7 @@ Result<GuardianLink::Handover> GuardianLink::receive_handover() {
             return Error{Errc::failed, 0, "the guardian says what was not asked"};
         const std::string_view text = m.text_view();
         std::from_chars(text.data(), text.data() + text.size(), handover.deaths);
+        keeps_frontend_ = handover.fds.contains(kFrontDeviceKey);
         return handover;
     }
 }

@@ -14,6 +14,10 @@
 
 namespace vramswap {
 
+/// The block device that a frontend has the guardian keep: with it, and what else it keeps, another worker
+/// takes over.
+inline constexpr std::string_view kFrontDeviceKey = "front-device";
+
 struct LinkMessage {
     enum class Kind : std::uint32_t {
         keep,     ///< worker: keep the descriptor that comes along under `key`; answered
@@ -64,12 +68,15 @@ class GuardianLink final : public FdKeeper {
     Result<Handover> receive_handover();
     Result<void> tell_ready(std::string_view device);
     Result<void> tell_failed(std::string_view error);
+    /// It has what the frontend needs to be taken over.
+    [[nodiscard]] bool keeps_frontend() const { return keeps_frontend_; }
     /// Readable (end of file) when the guardian is gone.
     [[nodiscard]] int fd() const { return link_.get(); }
 
   private:
     Result<void> ask(const LinkMessage& message, int fd);
     const UniqueFd link_;
+    bool keeps_frontend_ = false;
 };
 
 }  // namespace vramswap

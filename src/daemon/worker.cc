@@ -9,6 +9,7 @@
 
 #include <array>
 #include <csignal>
+#include <cstdlib>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -70,6 +71,7 @@ class Worker {
         for (auto& watch : watches_)
             if (auto r = watch.monitor->start(); !r) return r;
         become(WorkerState::serving);
+        if (guardian_.keeps_frontend()) store_->set_can_be_followed();
         return guardian_.tell_ready(device_);
     }
 
@@ -85,6 +87,7 @@ class Worker {
             if (events[1].revents != 0)
                 control_->serve_one([this](std::string_view request) { return answer(request); });
             if ((events[3].revents & (POLLHUP | POLLERR)) != 0) guardian_is_gone();
+            if (!guardian_gone_ && store_->must_be_followed()) make_way();
             if (by_hand_->end_of_the_dead()) tell_orders();
             store_->maintain();
             log_drain();
@@ -207,6 +210,15 @@ class Worker {
         guardian_gone_ = true;
         log_error("the guardian of device {} is gone; the device goes on, but would not survive this process",
                   config_.name);
+    }
+
+    /// What is in VRAM outlives this process, and another can read it.
+    [[noreturn]] void make_way() {
+        log_error(
+            "the GPU context is lost (the driver has the reason in the kernel's log): worker {} makes way",
+            ::getpid());
+        log_drain();
+        ::_exit(EXIT_FAILURE);
     }
 
     /// serving or armed, as /proc/swaps tells: swapon and swapoff are other processes' doing.

@@ -113,7 +113,9 @@ Result<std::unique_ptr<PageStore>> PageStore::take_over(std::vector<Backend*> gp
 }
 
 PageStore::PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_ptr<StoreParts> parts)
-    : gpus_(std::move(gpus)), keeper_(keeper), parts_(std::move(parts)), orders_(gpus_.size()) {}
+    : gpus_(std::move(gpus)), keeper_(keeper), parts_(std::move(parts)), orders_(gpus_.size()) {
+    std::ranges::copy(gpus_, parts_->backends.begin());
+}
 
 Result<void> PageStore::start_up(const StoreConfig& config) {
     if (auto registered = register_stage(); !registered) return registered;
@@ -286,6 +288,7 @@ StoreHoldings PageStore::holdings(std::uint32_t gpu) const {
     const SlotAllocator& slots = parts_->slots;
     h.segment_changes = parts_->segment_changes.load();
     h.vram = Bytes{parts_->state.header().segment_bytes} * slots.segments(gpu);
+    const Bytes device = Bytes{kChunkBytes} * parts_->state.header().chunks;
     h.wanted = Bytes{kChunkBytes} * slots.used(gpu);
     if (parts_->spill != nullptr) {
         // Of what is in the spill each GPU wants its share back.
@@ -293,6 +296,7 @@ StoreHoldings PageStore::holdings(std::uint32_t gpu) const {
         h.wanted = h.wanted + spilled;
         h.spill_room = spilled + Bytes{kChunkBytes} * parts_->spill->room();
     }
+    h.wanted = std::min(h.wanted, device);  // a chunk on its way has two places
     h.spill_room = h.spill_room + Bytes{kChunkBytes} * slots_elsewhere(gpu);
     h.move_rate = mover_->counters().rate_out.load(std::memory_order_relaxed);
     for (std::uint32_t i = 0; i < parts_->queues_used.load(std::memory_order_acquire); ++i) {

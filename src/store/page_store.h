@@ -124,6 +124,11 @@ class PageStore final : public Target {
     void maintain();
     [[nodiscard]] int maintenance_fd() const { return parts_->maintenance_fd(); }
 
+    /// Says that another process would take over from this one: then requests that fail because this process
+    /// can no longer use its GPU stay pending, and its owner ends it as soon as must_be_followed. Any thread.
+    void set_can_be_followed() { parts_->can_be_followed.store(true); }
+    [[nodiscard]] bool must_be_followed() const { return parts_->leaves_it_to_the_next(); }
+
     [[nodiscard]] StoreStats stats() const;
 
   private:

@@ -42,6 +42,13 @@ StoreParts::~StoreParts() {
     for (std::uint32_t i = 0; i < queues_used.load(); ++i) ::close(queues[i].event_fd.load());
 }
 
+bool StoreParts::leaves_it_to_the_next() const {
+    if (!can_be_followed.load(std::memory_order_relaxed)) return false;
+    for (std::uint32_t gpu = 0; gpu < gpus; ++gpu)
+        if (backends[gpu] != nullptr && backends[gpu]->health() == Health::context_lost) return true;
+    return false;
+}
+
 StoreParts::Place StoreParts::place(std::uint32_t slot) const {
     const std::uint32_t per_segment = slots.slots_per_segment();
     return {slots.gpu_of(slot), segment_id(slot / per_segment),

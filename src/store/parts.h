@@ -153,6 +153,13 @@ class StoreParts {
     std::array<std::atomic<bool>, kGpusMax> refuse_writes{};
     /// It answers no more, for good: nothing new goes there, and nothing can be moved away.
     std::array<std::atomic<bool>, kGpusMax> lost{};
+    /// Set before any queue is made.
+    std::array<const Backend*, kGpusMax> backends{};
+    /// Another process would take over from this one.
+    std::atomic<bool> can_be_followed{false};
+    /// This process can no longer use a GPU, but one that follows it can: what fails now is to be left to
+    /// that one. PageStore's owner ends this process.
+    [[nodiscard]] bool leaves_it_to_the_next() const;
     /// The same of the spill: what has its home there, or would get one, is not written.
     std::atomic<bool> refuse_spill_writes{false};
     /// Counts beginnings and ends of taking or giving back a segment.

@@ -134,6 +134,10 @@ IoStatus StoreQueue::copied(const Transfer& transfer) {
 IoStatus StoreQueue::advance(Transfer& transfer) {
     const IoStatus status = copied(transfer);
     if (status == IoStatus::pending) return status;
+    if (status != IoStatus::ok && parts_.leaves_it_to_the_next()) {
+        parts_.request_maintenance();
+        return IoStatus::pending;  // the kernel gives the request to the next process
+    }
     if (transfer.request->op == BlockRequest::Op::write)
         return status == IoStatus::ok ? end_direct(transfer, PageEntry::State::stored)
                                       : repeat_or_fail(transfer);

@@ -18,7 +18,8 @@
 //   FAKE_CUDA_MEMORY=<bytes>      VRAM of a GPU, 256 MiB unless told
 //   FAKE_CUDA_HOLD=1              what marks completion waits, and its stream is busy, until it is unset
 //   FAKE_FAIL_<symbol>=<code>     this call fails
-//   FAKE_NVML_MIG, FAKE_NVML_CC, FAKE_NVML_DISPLAY_ACTIVE, FAKE_NVML_DISPLAY_MODE = 1
+//   FAKE_CUDA_POISON=<path>       the process that finds this file removes it, and all its calls fail from
+//   then on FAKE_NVML_MIG, FAKE_NVML_CC, FAKE_NVML_DISPLAY_ACTIVE, FAKE_NVML_DISPLAY_MODE = 1
 //   FAKE_NVML_FREE=<bytes>        free memory as NVML tells it
 //   FAKE_NVML_SM, FAKE_NVML_MEMORY_USE=<per cent>          of the time, all processes together
 //   FAKE_NVML_SAMPLES=<pid>:<sm>:<memory>,...              the same by process
@@ -86,6 +87,10 @@ int enter(const char* symbol) {
         const std::lock_guard lock(counters_mutex);
         ++counter(symbol).calls;
     }
+    static std::atomic<bool> poisoned{false};
+    const char* poison = std::getenv("FAKE_CUDA_POISON");
+    if (poison != nullptr && ::unlink(poison) == 0) poisoned = true;
+    if (poisoned) return 700;  // CUDA_ERROR_ILLEGAL_ADDRESS
     char name[96];
     std::snprintf(name, sizeof(name), "FAKE_FAIL_%s", symbol);
     return static_cast<int>(setting(name, 0));

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Workers that die, and others that take over what they held."""
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -64,6 +65,25 @@ class Takeover(SystemTest):
                          (before["device"], "armed", before["guardian_pid"], 1))
         self.assertEqual(after["problem"], "")
         self.assertIn(before["device"], swap_areas())
+        self.vramswap("down", "t0")
+
+    def test_a_worker_that_cannot_use_its_gpu_any_more_makes_way(self):
+        """The CUDA backend; the driver below it is tests/support/fake_cuda.cc."""
+        poison = os.path.join(self.scratch, "poison")
+        self.environment.update(LD_LIBRARY_PATH=os.environ["VRAMSWAP_FAKE_DRIVER"], FAKE_CUDA_MEMORY=str(1 << 30),
+                                FAKE_CUDA_POISON=poison)
+        before = self.up_over_loop("--no-swapon", gpu="cuda:0", size="128M")
+        load = subprocess.Popen([os.environ["VRAMSWAP_VERIFYING_LOAD"], before["device"]], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, text=True)
+        self.addCleanup(load.kill)
+        self.assertEqual(load.stdout.readline(), "full\n")
+        pathlib.Path(poison).touch()
+        after = self.next_worker(before["worker_pid"])
+        self.assertFalse(os.path.exists(poison))
+        self.assertEqual(after["worker_deaths"], 1)
+        found = json.loads(load.communicate(timeout=120)[0])
+        self.assertEqual((found["wrong"], found["errors"]), (0, 0), found)
+        self.assertEqual(self.status()["problem"], "")
         self.vramswap("down", "t0")
 
     def test_down_right_after_a_death(self):
