@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "base/death_point.h"
 #include "base/log.h"
 
 namespace vramswap {
@@ -424,7 +425,9 @@ void Flusher::finish_load(const Load& load, IoStatus status, std::uint64_t now) 
         parts_.mark_dirty(h, now);
     }
     keep_order();
+    death_point("pages have arrived");
     h.in_flight.clear_all();
+    death_point("pages no longer in flight");
     entry.flushing = false;
     --entry.pins;
     parts_.release_if_empty(entry);
@@ -465,6 +468,7 @@ bool Flusher::free_if_clean(std::uint32_t image) {
         entry.flushing)
         return false;
     parts_.stage->give(image);
+    death_point("clean image given back");
     entry.image.reset();
     return true;
 }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "base/death_point.h"
 #include "base/log.h"
 #include "store/checksum.h"
 #include "store/page_memory.h"
@@ -445,14 +446,18 @@ bool Moves::change_home(Move& move) {
         entry.moving = ChunkEntry::Moving::leaving;
         if (entry.pins != 1) return false;
         // First the new one: whoever takes over finds a home at every instant, and both are whole.
+        death_point("before the home changes");
         (move.kind == Kind::out ? entry.spill : entry.slot).set(move.to);
+        death_point("two homes");
         if (move.kind == Kind::out) entry.slot.reset();
         if (move.kind == Kind::back) entry.spill.reset();
+        death_point("the home has changed");
         if (entry.image.has())
             parts_.stage->header(entry.image.get())
                 .carrier.store(parts_.carrier_of(entry), std::memory_order_relaxed);
         carrier = let_go(entry);
     }
+    death_point("the old home is not given back");
     count(move);
     if (move.kind == Kind::back) {
         parts_.spill->give_back(move.from);
@@ -481,6 +486,7 @@ void Moves::finish_flush(Move& move, IoStatus status) {
             parts_.mark_dirty(h, now_ns());
         }
         keep_order();
+        death_point("pages have arrived in the spill");
         h.in_flight.clear_all();
         entry.flushing = false;
         --entry.pins;

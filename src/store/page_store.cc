@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "base/clock.h"
+#include "base/death_point.h"
 #include "base/log.h"
 #include "store/store_queue.h"
 #include "store/takeover.h"
@@ -388,9 +389,11 @@ Result<void> PageStore::grow(std::uint32_t gpu) {
             return kept;
         }
     }
+    death_point("segment kept");
     parts_->set_segment(*number, *id);
     parts_->state.segments()[*number].gpu = gpu;
     parts_->state.segments()[*number].state.store(SegmentEntry::State::in_use);
+    death_point("segment in use");
     parts_->slots.add_segment(*number, gpu);
     return {};
 }
@@ -400,7 +403,9 @@ void PageStore::shrink(SlotAllocator::Which which) {
     const auto number = parts_->slots.remove_empty_segment(which);
     if (!number) return;
     SegmentEntry& segment = parts_->state.segments()[*number];
+    death_point("before a segment goes");
     segment.state.store(SegmentEntry::State::none);
+    death_point("segment no longer in use");
     if (auto freed = gpus_[segment.gpu]->free_segment(parts_->segment_id(*number));
         !freed && !parts_->lost[segment.gpu].load())
         log_warning("cannot give a segment back: {}", freed.error().text());

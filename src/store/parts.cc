@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/death_point.h"
 
 namespace vramswap {
 namespace {
@@ -60,10 +61,12 @@ void StoreParts::forget_page(ChunkIndex chunk, std::uint32_t page_in_chunk) {
     if (page.state() == PageEntry::State::absent) return;
     ChunkEntry& entry = state.chunks()[chunk.n];
     page.forget();
+    death_point("page forgotten");
     --entry.stored;
     if (!entry.image.has()) return;
     ImageHeader& h = stage->header(entry.image.get());
     h.valid.clear(page_in_chunk);
+    death_point("page no longer valid");
     if (h.dirty.test(page_in_chunk)) {
         h.dirty.clear(page_in_chunk);
         h.dirty_pages.fetch_sub(1, std::memory_order_relaxed);
@@ -74,17 +77,20 @@ void StoreParts::release_if_empty(ChunkEntry& entry) {
     if (entry.stored != 0 || entry.pins != 0) return;
     if (entry.image.has()) {
         stage->give(entry.image.get());
+        death_point("image of an empty chunk given back");
         entry.image.reset();
         notify_room();
     }
     if (entry.slot.has()) {
         const std::uint32_t slot = entry.slot.get();
         entry.slot.reset();
+        death_point("slot of an empty chunk forgotten");
         give_slot(slot);
     }
     if (entry.spill.has()) {
         const std::uint32_t slot = entry.spill.get();
         entry.spill.reset();
+        death_point("spill slot of an empty chunk forgotten");
         spill->give_back(slot);
         if (spill->needs_slots()) request_maintenance();
     }
@@ -107,7 +113,9 @@ std::uint32_t StoreParts::freeze(ImageHeader& header, const PageBits& pages) {
     const std::uint32_t dirty = header.dirty.count();
     header.in_flight.add(pages);
     keep_order();  // a page is dirty or in flight at every instant
+    death_point("pages in flight and dirty");
     header.dirty.remove(pages);
+    death_point("pages in flight");
     const std::uint32_t left = header.dirty.count();
     header.dirty_pages.store(left, std::memory_order_relaxed);
     return dirty - left;

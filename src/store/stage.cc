@@ -3,6 +3,8 @@
 
 #include <sys/mman.h>
 
+#include "base/death_point.h"
+
 namespace vramswap {
 
 Result<std::unique_ptr<Stage>> Stage::create(const State& state, std::uint32_t scratch_chunks) {
@@ -47,11 +49,13 @@ std::optional<std::uint32_t> Stage::take(ChunkIndex chunk) {
     h.in_flight.clear_all();
     h.dirty_pages.store(0, std::memory_order_relaxed);
     h.chunk_plus_one.store(chunk.n + 1, std::memory_order_release);
+    death_point("image taken");
     return image;
 }
 
 void Stage::give(std::uint32_t image) {
     headers_[image].chunk_plus_one.store(0, std::memory_order_release);
+    death_point("image given back");
     const MutexLock lock(mutex_);
     free_.push_back(image);
     free_count_.fetch_add(1);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "base/death_point.h"
 #include "base/log.h"
 #include "store/checksum.h"
 
@@ -192,8 +193,9 @@ IoStatus StoreQueue::write_piece(const BlockRequest& request, const Piece& piece
             parts_.note_use(entry);
         }
         if (status != IoStatus::ok && entry.stored == 0 && entry.pins == 0 && entry.spill.has()) {
-            parts_.spill->put_back(entry.spill.get());  // taken for nothing
+            const std::uint32_t for_nothing = entry.spill.get();
             entry.spill.reset();
+            parts_.spill->put_back(for_nothing);
         }
         parts_.release_if_empty(entry);  // zeros only, or a slot taken for nothing
         if (status != IoStatus::ok) return status;
@@ -227,7 +229,9 @@ IoStatus StoreQueue::find_home(ChunkEntry& entry) {
     if (left < parts_.slots.slots_per_segment() / 2 + 1) parts_.request_maintenance();
     if (parts_.spill != nullptr && left < kFreeSlotsLow) parts_.kick(kSpillCarrier, true);
     if (slot) {
+        death_point("slot taken");
         entry.slot.set(*slot);
+        death_point("slot known");
         return IoStatus::ok;
     }
     return parts_.growth_failed.load() ? find_place_in_spill(entry) : IoStatus::retry;
@@ -253,7 +257,10 @@ IoStatus StoreQueue::find_place_in_spill(ChunkEntry& entry) {
     std::uint32_t slot = 0;
     const IoStatus status = parts_.spill->take(slot);
     if (parts_.spill->needs_slots()) parts_.request_maintenance();
-    if (status == IoStatus::ok) entry.spill.set(slot);
+    if (status == IoStatus::ok) {
+        death_point("spill slot taken");
+        entry.spill.set(slot);
+    }
     return status;
 }
 
@@ -270,6 +277,7 @@ bool StoreQueue::find_image(ChunkEntry& entry, ChunkIndex chunk, Need need) {
     }
     parts_.stage->header(*image).carrier.store(parts_.carrier_of(entry), std::memory_order_relaxed);
     entry.image.set(*image);
+    death_point("image known");
     return true;
 }
 
@@ -286,11 +294,15 @@ void StoreQueue::stage_pages(ChunkEntry& entry, const Piece& piece) {
         const std::uint32_t image = entry.image.get();
         stream_page(parts_.stage->page(image, p), piece.data + std::size_t{i} * kPageBytes);
         ImageHeader& h = parts_.stage->header(image);
+        death_point("bytes staged");
         h.valid.set(p);
+        death_point("page valid");
         h.dirty.set(p);
+        death_point("page dirty");
         PageEntry& page = entry_of(piece, i);
         if (page.state() == PageEntry::State::absent) ++entry.stored;
         page.store(digest);
+        death_point("page stored");
         dirtied = true;
     }
     if (dirtied) parts_.mark_dirty(parts_.stage->header(entry.image.get()), now_ns());
@@ -309,6 +321,7 @@ void StoreQueue::begin_direct(ChunkEntry& entry, const Piece& piece, Transfer& t
         old_words_[piece.at + i] = page.load();
         if (page.state() == PageEntry::State::absent) ++entry.stored;
         page.set(PageEntry::word_of(PageEntry::State::writing, digest));
+        death_point("page being written");
         ++entry.writing;
         ++entry.pins;
         transfer.pages.set(piece.at + i);
@@ -326,6 +339,7 @@ void StoreQueue::leave_writing(const Transfer& transfer, WordOfPage word_of_page
             if (!transfer.pages.test(piece.at + i)) continue;
             PageEntry& page = entry_of(piece, i);
             page.set(word_of_page(piece.at + i, page));
+            death_point("page no longer being written");
             if (page.state() == PageEntry::State::absent) --entry.stored;
             --entry.writing;
             --entry.pins;
