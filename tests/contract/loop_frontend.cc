@@ -344,7 +344,8 @@ TEST_F(LoopFrontendTest, AStartWhoseKeeperFailsLeavesNothing) {
     for (const unsigned fails_at : {1u, 2u}) {
         LocalKeeper keeper(fails_at);
         RamTarget target(kSize);
-        const auto path = make_loop_frontend()->start(target, {.name = unique_device_name(), .keeper = &keeper});
+        const auto path =
+            make_loop_frontend()->start(target, {.name = unique_device_name(), .keeper = &keeper});
         if (keeper.keeps() == 0) GTEST_SKIP() << kCannot;
         EXPECT_FALSE(path);
         EXPECT_EQ(keeper.keeps(), fails_at);
@@ -452,7 +453,6 @@ class LoopTakeOverTest : public ::testing::Test {
     const Held before = what_is_held();
     std::string path;
 
-  private:
     [[nodiscard]] std::vector<std::string> arguments(const std::string& kind, std::uint64_t offset,
                                                      std::uint64_t generation) const {
         return {kind, path, fmt::format("{}", offset), fmt::format("{}", kRequestBytes),
@@ -522,6 +522,21 @@ TEST_F(LoopTakeOverTest, DeviceOfAnotherNameOrSizeIsRefusedAndStaysAsItIs) {
     expect_no_answer();
     EXPECT_EQ(guardian.serve(), path);
     ASSERT_NO_FATAL_FAILURE(expect_done("write"));
+    expect_stop_leaves_nothing();
+}
+
+TEST_F(LoopTakeOverTest, LosesNothingThoughKilledAgainAndAgainUnderLoad) {
+    constexpr std::uint64_t kRounds = 50;
+    constexpr unsigned kKills = 40;
+    for (std::uint64_t i = 0; i < kRequests; ++i)
+        users.push_back(std::make_unique<LoopUser>(arguments("load", offset(i), kRounds)));
+    unsigned kills = 0;
+    for (; kills < kKills && users.front()->is_running(); ++kills) {
+        guardian.kill();
+        ASSERT_EQ(guardian.serve(), path);
+    }
+    EXPECT_GT(kills, 1u);
+    for (auto& user : users) EXPECT_EQ(user->status(), 0);
     expect_stop_leaves_nothing();
 }
 

@@ -27,14 +27,15 @@ struct Died {
     std::string where;
 };
 
-/// How many passes of death points are left to live; none: for ever.
+/// Where it is to die, and how many passes of that are left; none: for ever.
+std::string dies_at;
 std::uint64_t passes_left = 0;
 std::map<std::string, std::uint64_t> deaths;
 
 }  // namespace
 
 void death_point(const char* name) {
-    if (passes_left == 0 || --passes_left != 0) return;
+    if (passes_left == 0 || dies_at != name || --passes_left != 0) return;
     ++deaths[name];
     throw Died{name};
 }
@@ -147,9 +148,12 @@ class SeedRun {
 
     void run(std::uint32_t deaths_wanted) {
         for (std::uint32_t n = 0; n < deaths_wanted && !::testing::Test::HasFatalFailure(); ++n) {
-            passes_left = 1 + random_.below(random_.one_in(2) ? 60 : 1500);
+            dies_at =
+                *std::next(kAllPoints.begin(), static_cast<std::ptrdiff_t>(random_.below(kAllPoints.size())));
+            passes_left = 1 + random_.below(random_.one_in(2) ? 3 : 300);
+            where_ = "between two operations";
             try {
-                for (;;) operate();
+                for (int operations = 0; operations < 250; ++operations) operate();
             } catch (const Died& died) {
                 where_ = died.where;
             }
@@ -216,7 +220,7 @@ class SeedRun {
                 for (std::uint64_t n = random_.below(20); n > 0; --n) (void)life().store->step_mover();
                 return;
             case 8:
-                if (random_.one_in(3)) store().obey(0, {.vram_max = mib(4) * random_.below(5)});
+                if (random_.one_in(2)) store().obey(0, {.vram_max = mib(4) * random_.below(5)});
                 return store().maintain();
             default:
                 return poll();

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -38,20 +39,27 @@ struct Inherited {
 
 /// A new process, since threads may have run in this one: a fork alone would not let it start any (TSan).
 pid_t start_process(const std::vector<std::string>& arguments, const std::vector<Inherited>& inherited) {
-    std::vector<char*> argv{const_cast<char*>(LOOP_PROCESS_PATH)};
-    for (const auto& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-    argv.push_back(nullptr);
+    std::string what = fmt::format("{}={}", kWhatToRun, fmt::join(arguments, " "));
+    std::vector<char*> environment{what.data()};
+    for (char** variable = environ; *variable != nullptr; ++variable) environment.push_back(*variable);
+    environment.push_back(nullptr);
+    std::string program = "/proc/self/exe";
+    std::string filter = "--gtest_filter=*";
+    const std::array<char*, 3> argv{program.data(), filter.data(), nullptr};
     posix_spawn_file_actions_t actions;
     ::posix_spawn_file_actions_init(&actions);
+    // What GoogleTest prints before it comes to our part.
+    ::posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
     std::vector<UniqueFd> copies;
     for (const auto& [fd, number] : inherited) {
         copies.emplace_back(::fcntl(fd.get(), F_DUPFD_CLOEXEC, kAboveChildFds));
         ::posix_spawn_file_actions_adddup2(&actions, copies.back().get(), number);
     }
     pid_t pid = -1;
-    const int failure = ::posix_spawn(&pid, LOOP_PROCESS_PATH, &actions, nullptr, argv.data(), environ);
+    const int failure =
+        ::posix_spawn(&pid, program.c_str(), &actions, nullptr, argv.data(), environment.data());
     ::posix_spawn_file_actions_destroy(&actions);
-    if (failure != 0) throw std::runtime_error(fmt::format("cannot start {}", LOOP_PROCESS_PATH));
+    if (failure != 0) throw std::runtime_error("cannot start a process of the test");
     return pid;
 }
 
@@ -60,6 +68,12 @@ UniqueFd make_memory(Bytes size) {
     if (!memory || ::ftruncate(memory.get(), static_cast<off_t>(size.n)) != 0)
         throw std::runtime_error("memfd_create failed");
     return memory;
+}
+
+int wait_for_exit(pid_t pid) {
+    int status = 0;
+    ::waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
 bool is_ready(const UniqueFd& fd) {
@@ -107,10 +121,7 @@ LoopUser::~LoopUser() {
 
 int LoopUser::status() {
     const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
-    if (!is_ready(process)) return kNoAnswer;
-    int status = 0;
-    ::waitpid(std::exchange(pid_, -1), &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : kNoAnswer;
+    return is_ready(process) ? wait_for_exit(std::exchange(pid_, -1)) : kNoAnswer;
 }
 
 LoopGuardian::LoopGuardian(Bytes size)
@@ -161,9 +172,10 @@ std::string LoopGuardian::wait_answer() {
 }
 
 void LoopGuardian::kill() {
-    if (server_ <= 0) return;
-    ::kill(server_, SIGKILL);
-    ::waitpid(std::exchange(server_, -1), nullptr, 0);
+    if (server_ > 0) {
+        ::kill(server_, SIGKILL);
+        ::waitpid(std::exchange(server_, -1), nullptr, 0);
+    }
     socket_.reset();
 }
 
@@ -175,7 +187,11 @@ void LoopGuardian::let_go() {
 
 std::string LoopGuardian::stop() {
     static_cast<void>(send_message(socket_.get(), "stop"));
-    return wait_answer();
+    std::string answer = wait_answer();
+    if (answer != "stopped") return answer;
+    // By itself, and with what sanitizers have found.
+    const int status = wait_for_exit(std::exchange(server_, -1));
+    return status == 0 ? answer : fmt::format("stopped, but ended with {}", status);
 }
 
 void LoopGuardian::store(std::uint64_t offset, std::size_t bytes, std::uint64_t generation) {

@@ -21,17 +21,17 @@ namespace vramswap::test {
 /// A process of its own that uses a device: one request, or swapon and swapoff.
 class LoopUser {
   public:
-    /// The arguments of loop_process.
+    /// The arguments as in loop_process.cc.
     explicit LoopUser(const std::vector<std::string>& arguments);
     /// Waits for its end, however long it takes.
     ~LoopUser();
     LoopUser(const LoopUser&) = delete;
     LoopUser& operator=(const LoopUser&) = delete;
     [[nodiscard]] bool is_running();
-    /// Waits for its end: 0, its errno, kWrongData, or kNoAnswer after seconds.
+    /// Waits for its end: 0, its errno, kWrongData, minus the signal, or kNoAnswer after seconds.
     [[nodiscard]] int status();
 
-    static constexpr int kNoAnswer = -1;
+    static constexpr int kNoAnswer = 1000;
 
   private:
     pid_t pid_;
@@ -63,7 +63,7 @@ class LoopGuardian {
     void kill();
     /// Closes what is kept. REQUIRES: killed.
     void let_go();
-    /// The answer of Frontend::stop: "stopped", or the error.
+    /// The answer of Frontend::stop: "stopped", and the server has ended; or the error.
     [[nodiscard]] std::string stop();
 
     /// What is kept.

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
-// loop_process: the processes of tests in which a server of a loop device is killed. One that uses a device
-// never holds a descriptor of its server: whoever waits for a request cannot be killed, and would keep alive
-// what its request waits for.
+// The processes of tests in which a server of a loop device is killed: the test program itself, told by its
+// environment what to run. One that uses a device never holds a descriptor of its server: whoever waits for a
+// request cannot be killed, and would keep alive what its request waits for.
 //   serve NAME BYTES HOLD, or take-over NAME BYTES HOLD: over the memory at kMemoryFd; see loop_guardian.h.
-//   write|dirty|read PATH OFFSET BYTES GENERATION, discard PATH OFFSET BYTES, swapon PATH BYTES, swapoff
-//   PATH.
+//   write|dirty|read PATH OFFSET BYTES GENERATION, discard PATH OFFSET BYTES.
+//   load PATH OFFSET BYTES ROUNDS: writes and reads back that range, page by page, again and again.
+//   swapon PATH BYTES, swapoff PATH.
 // Exit status of the users: 0, the errno, or kWrongData.
 #include "support/loop_process.h"
 
+#include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -15,12 +17,15 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
+#include <iterator>
 #include <memory>
 #include <span>
+#include <sstream>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "base/units.h"
 #include "front/loop/loop_frontend.h"
 #include "support/block_device.h"
 #include "support/ram_target.h"
@@ -31,10 +36,10 @@ namespace {
 /// A process that the test has forgotten ends all the same.
 constexpr unsigned kWatchdogSeconds = 60;
 
-using Arguments = std::span<char* const>;
+using Arguments = std::span<const std::string>;
 
-std::uint64_t number(const char* text) {
-    return std::strtoull(text, nullptr, 10);
+std::uint64_t number(const std::string& text) {
+    return std::stoull(text);
 }
 
 class SocketKeeper final : public FdKeeper {
@@ -57,7 +62,7 @@ int obey(RamTarget& target, Frontend& frontend) {
         std::array<char, 64> text{};
         const ssize_t n = ::recv(kSocketFd, text.data(), text.size(), 0);
         if (n <= 0) ::_exit(1);
-        const std::string_view command(text.data(), static_cast<std::size_t>(n));
+        const std::string command(text.data(), static_cast<std::size_t>(n));
         if (command == "stop") {
             const auto stopped = frontend.stop();
             reply(stopped ? "stopped" : stopped.error().text());
@@ -65,7 +70,7 @@ int obey(RamTarget& target, Frontend& frontend) {
         } else {
             target.hold();
             reply("holding");
-            reply(target.wait_until_held(number(text.data())) ? "held" : "nothing to hold");
+            reply(target.wait_until_held(number(command)) ? "held" : "nothing to hold");
         }
     }
 }
@@ -78,7 +83,7 @@ int serve(Arguments arguments) {
     const std::uint64_t hold = number(arguments[3]);
     if (hold != 0) target.hold();
     HeldFds held;
-    if (arguments[0] == std::string_view("take-over")) {
+    if (arguments[0] == "take-over") {
         held.emplace("front-device", UniqueFd(kDeviceFd));
         held.emplace("front-fuse", UniqueFd(kFuseFd));
     }
@@ -105,21 +110,47 @@ int transfer(Arguments arguments) {
     return buffer.mismatch(offset, generation).empty() ? 0 : kWrongData;
 }
 
+int load(Arguments arguments) {
+    const UniqueFd device = open_device(arguments[1]);
+    const std::uint64_t begin = number(arguments[2]);
+    const std::uint64_t end = begin + number(arguments[3]);
+    DirectBuffer page(kPageBytes);
+    for (std::uint64_t round = 1; round <= number(arguments[4]); ++round) {
+        for (std::uint64_t at = begin; at < end; at += kPageBytes)
+            if (const int failure = write_at(device, page.fill(at, round), at); failure != 0) return failure;
+        for (std::uint64_t at = begin; at < end; at += kPageBytes) {
+            if (const int failure = read_at(device, page, at); failure != 0) return failure;
+            if (!page.mismatch(at, round).empty()) return kWrongData;
+        }
+    }
+    return 0;
+}
+
 int run(Arguments arguments) {
     const std::string_view what = arguments[0];
     if (what == "serve" || what == "take-over") return serve(arguments);
     if (what == "swapon")
         return start_swap(open_device(arguments[1]), arguments[1], number(arguments[2])) ? 0 : errno;
+    if (what == "load") return load(arguments);
     if (what == "swapoff") return stop_swap(arguments[1]) ? 0 : errno;
     if (what == "discard")
         return discard_at(open_device(arguments[1]), number(arguments[2]), number(arguments[3]));
     return transfer(arguments);
 }
 
+/// Comes before the first test, in the place of all of them.
+class RunInstead final : public ::testing::Environment {
+  public:
+    void SetUp() override {
+        const char* text = std::getenv(kWhatToRun);
+        if (text == nullptr) return;
+        ::alarm(kWatchdogSeconds);
+        std::istringstream words(text);
+        const std::vector<std::string> arguments(std::istream_iterator<std::string>(words), {});
+        std::exit(run(arguments));
+    }
+};
+[[maybe_unused]] const auto* const g_run_instead = ::testing::AddGlobalTestEnvironment(new RunInstead);
+
 }  // namespace
 }  // namespace vramswap::test
-
-int main(int argc, char** argv) {
-    ::alarm(vramswap::test::kWatchdogSeconds);
-    return vramswap::test::run({argv + 1, static_cast<std::size_t>(argc - 1)});
-}

@@ -16,6 +16,8 @@
 
 namespace vramswap::test {
 
+inline constexpr const char* kWhatToRun = "VRAMSWAP_LOOP_PROCESS";  ///< arguments with spaces between them
+
 inline constexpr int kSocketFd = 3;
 inline constexpr int kMemoryFd = 4;  ///< what the device stores
 inline constexpr int kDeviceFd =

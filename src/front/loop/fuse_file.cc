@@ -61,7 +61,10 @@ struct stat attributes_of(fuse_req_t request, fuse_ino_t inode) {
 }
 
 void reply_status(fuse_req_t request, IoStatus status) {
-    fuse_reply_err(request, to_errno(status));
+    if (status == IoStatus::retry)
+        fuse_reply_none(request);  // frees it and tells the kernel nothing; see io_thread.h
+    else
+        fuse_reply_err(request, to_errno(status));
 }
 
 // The handlers. All but on_init run on the path of swap I/O: see the rules in io_thread.h.

@@ -187,8 +187,7 @@ IoStatus IoThread::carry_out(BlockRequest& request) {
     IoStatus status = queue_->submit(request);
     while (status == IoStatus::retry) {
         wait_for_target();
-        // Only when the frontend is torn down under a device in use; its users get errors from now on anyway.
-        if (shared_.stop.requested()) return IoStatus::io_error;
+        if (shared_.stop.requested()) return IoStatus::retry;
         status = queue_->submit(request);
     }
     if (status == IoStatus::pending) {

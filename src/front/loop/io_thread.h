@@ -58,8 +58,11 @@ class IoThread {
 
     /// Where read() puts data: kFuseTransferBytes, page-aligned.
     [[nodiscard]] std::span<std::byte> read_buffer() const;
+    /// The final status, or retry if the target had no room until the thread was told to stop: the frontend
+    /// is torn down under a device in use. Such a request is not to be answered: it is a successor's, or
+    /// fails with the end of the connection.
     [[nodiscard]] IoStatus read(std::uint64_t offset, std::size_t bytes);
-    /// REQUIRES: `data` lies in the request that this thread is processing.
+    /// The same. REQUIRES: `data` lies in the request that this thread is processing.
     [[nodiscard]] IoStatus write(std::uint64_t offset, std::span<std::byte> data);
     [[nodiscard]] IoStatus discard(std::uint64_t offset, std::uint64_t bytes);
 
