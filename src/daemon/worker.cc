@@ -75,6 +75,9 @@ class Worker {
         return guardian_.tell_ready(device_);
     }
 
+    /// Another worker was before this one, and what that had stored is there.
+    [[nodiscard]] bool is_successor() const { return deaths_ != 0; }
+
     /// Until it is told to stop and the device is free.
     void serve() {
         while (state_ != WorkerState::stopped) {
@@ -391,7 +394,9 @@ int run_worker() {
     Worker worker(std::move(*config), guardian);
     if (auto started = worker.start(); !started) {
         (void)guardian.tell_failed(error_json(started.error()));
-        return 1;
+        // What it took over stays as it is, for the next attempt: destructors would give it back.
+        if (worker.is_successor()) ::_exit(EXIT_FAILURE);
+        return EXIT_FAILURE;
     }
     worker.serve();
     worker.end();
