@@ -64,6 +64,18 @@ std::optional<Bytes> ByHandOrders::vram_max(std::size_t gpu) const {
     return own ? std::min(*own, shared) : shared;
 }
 
+std::vector<ControlRequest> ByHandOrders::requests() const {
+    using Op = ControlRequest::Op;
+    std::vector<ControlRequest> all;
+    if (target_) all.push_back({.op = Op::resize, .vram = target_});
+    for (std::size_t n = 0; n < gpus_.size(); ++n)
+        if (targets_[n]) all.push_back({.op = Op::resize, .vram = targets_[n], .gpu = gpus_[n].selector});
+    yields_.for_each([&](Bytes vram, pid_t holder, const std::string& gpu) {
+        all.push_back({.op = Op::yield, .vram = vram, .holder = holder, .gpu = gpu});
+    });
+    return all;
+}
+
 std::string ByHandOrders::text() const {
     std::vector<std::string> orders;
     if (target_) orders.push_back("resize " + format_size(*target_));

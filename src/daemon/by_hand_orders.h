@@ -29,6 +29,9 @@ class ByHandOrders {
     [[nodiscard]] int fd() const { return yields_.fd(); }
     bool end_of_the_dead() { return yields_.end_of_the_dead(); }
 
+    /// Taken one after the other by one without orders, they make the same of it.
+    [[nodiscard]] std::vector<ControlRequest> requests() const;
+
     /// For the GPU with this number. None: nothing is ordered.
     [[nodiscard]] std::optional<Bytes> target(std::size_t gpu) const;
     [[nodiscard]] std::optional<Bytes> vram_max(std::size_t gpu) const;

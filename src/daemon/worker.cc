@@ -38,6 +38,7 @@ namespace {
 constexpr int kLinkFd = 3;
 constexpr int kConfigFd = 4;
 constexpr int kMaintenancePeriodMs = 1000;
+constexpr std::string_view kOrdersKey = "orders";
 
 class Worker {
   public:
@@ -54,6 +55,7 @@ class Worker {
         const HeldFds held = std::move(handover->fds);
         if (auto r = open_gpus_and_store(held); !r) return r;
         if (auto r = make_monitors(); !r) return r;
+        if (auto r = take_orders_again(held); !r) return r;
         if (auto r = lock_memory(LockMode::on_fault); !r) return r;
         become(WorkerState::locked);
         auto control = ControlServer::listen(dir_.socket());
@@ -91,7 +93,7 @@ class Worker {
                 control_->serve_one([this](std::string_view request) { return answer(request); });
             if ((events[3].revents & (POLLHUP | POLLERR)) != 0) guardian_is_gone();
             if (!guardian_gone_ && store_->must_be_followed()) make_way();
-            if (by_hand_->end_of_the_dead()) tell_orders();
+            if (by_hand_->end_of_the_dead()) orders_have_changed();
             store_->maintain();
             log_drain();
         }
@@ -185,6 +187,38 @@ class Worker {
         return {};
     }
 
+    /// What users had ordered of the worker before. Whose process has ended meanwhile orders nothing.
+    Result<void> take_orders_again(const HeldFds& held) {
+        const auto kept = held.find(kOrdersKey);
+        if (kept == held.end()) return {};
+        const auto text = read_all(kept->second.get());
+        if (!text) return text.error();
+        for (std::size_t at = 0; at < text->size();) {
+            const std::size_t end = std::min(text->find('\n', at), text->size());
+            const auto request = parse_control_request(std::string_view(*text).substr(at, end - at));
+            if (!request) return request.error();
+            if (auto taken = by_hand_->take(*request); !taken) log_warning("{}", taken.error().text());
+            at = end + 1;
+        }
+        tell_orders();
+        return {};
+    }
+
+    void orders_have_changed() {
+        keep_orders();
+        tell_orders();
+    }
+
+    /// So that one that follows knows them.
+    void keep_orders() {
+        std::string text;
+        for (const ControlRequest& request : by_hand_->requests()) text += to_json(request) + "\n";
+        auto fd = text_in_memfd("vramswap-orders", text);
+        auto kept = fd ? guardian_.keep(kOrdersKey, *fd) : Result<void>(fd.error());
+        if (!kept && !guardian_gone_)
+            log_warning("orders by hand would not survive this process: {}", kept.error().text());
+    }
+
     void tell_orders() {
         for (std::size_t n = 0; n < watches_.size(); ++n) {
             const auto most = by_hand_->vram_max(n);
@@ -262,7 +296,7 @@ class Worker {
             case ControlRequest::Op::resize:
             case ControlRequest::Op::yield:
                 if (auto taken = by_hand_->take(request); !taken) return taken;
-                tell_orders();
+                orders_have_changed();
                 return {};
         }
         return Error{Errc::usage, 0, "unknown request"};

@@ -37,6 +37,11 @@ class Yields {
     [[nodiscard]] int fd() const { return epoll_.get(); }
     /// Of all GPUs, or of what is wanted of this one alone. None: nobody wants anything.
     [[nodiscard]] std::optional<Bytes> vram_max(const std::string& gpu = {}) const;
+    /// visit(vram, holder, gpu) for each, as begin takes them.
+    template <typename Visit>
+    void for_each(Visit visit) const {
+        for (const Yield& one : yields_) visit(one.vram, one.holder, one.gpu);
+    }
     /// "yield", "yield 2G of cuda:1", "yield for process 4711": the one that counts, of all GPUs or of this
     /// one alone; empty if there is none.
     [[nodiscard]] std::string text(const std::string& gpu = {}) const;

@@ -51,10 +51,9 @@ StateShape shape_of(const StoreConfig& config, std::uint32_t gpus) {
     return {config.size, config.segment, static_cast<std::uint32_t>(config.stage.n / kChunkBytes), gpus};
 }
 
-std::uint32_t scratch_chunks(const StoreConfig& config, std::uint32_t gpus) {
+std::uint32_t scratch_chunks(const StoreConfig& config, std::uint32_t gpus, std::uint32_t mergers) {
     const bool moves_through_host = config.spill != nullptr || gpus > 1;
-    return gpus * Mergers::scratch_chunks(choose_mergers(config)) +
-           (moves_through_host ? Moves::kScratchChunks : 0);
+    return gpus * Mergers::scratch_chunks(mergers) + (moves_through_host ? Moves::kScratchChunks : 0);
 }
 }  // namespace
 
@@ -84,7 +83,8 @@ Result<std::unique_ptr<PageStore>> PageStore::create(std::vector<Backend*> gpus,
     const auto gpu_count = static_cast<std::uint32_t>(gpus.size());
     auto state = State::create(shape_of(config, gpu_count));
     if (!state) return std::move(state).error();
-    auto stage = Stage::create(*state, scratch_chunks(config, gpu_count));
+    state->set_mergers(choose_mergers(config));
+    auto stage = Stage::create(*state, scratch_chunks(config, gpu_count, state->header().mergers));
     if (!stage) return std::move(stage).error();
     auto parts = std::make_unique<StoreParts>(std::move(*state), std::move(*stage), config.spill, gpu_count);
     std::unique_ptr<PageStore> store(new PageStore(std::move(gpus), keeper, std::move(parts)));
@@ -103,7 +103,10 @@ Result<std::unique_ptr<PageStore>> PageStore::take_over(std::vector<Backend*> gp
     auto state = State::adopt(shape_of(config, gpu_count), state_fd->second);
     if (!state) return std::move(state).error();
     settle_images(*state);
-    auto stage = Stage::adopt(*state, scratch_chunks(config, gpu_count), stage_fd->second);
+    if (state->header().mergers > Mergers::kThreadsMax)
+        return Error{Errc::failed, 0, "the state that was kept is damaged: it has too many mergers"};
+    auto stage =
+        Stage::adopt(*state, scratch_chunks(config, gpu_count, state->header().mergers), stage_fd->second);
     if (!stage) return std::move(stage).error();
     auto parts = std::make_unique<StoreParts>(std::move(*state), std::move(*stage), config.spill, gpu_count);
     std::unique_ptr<PageStore> store(new PageStore(std::move(gpus), keeper, std::move(parts)));
@@ -177,7 +180,7 @@ Result<void> PageStore::register_stage() {
 }
 
 Result<void> PageStore::make_threads(const StoreConfig& config) {
-    mergers_ = choose_mergers(config);
+    mergers_ = parts_->state.header().mergers;
     patience_ns_ = config.patience_ns;
     set_mode(config.mode);
     {

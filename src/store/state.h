@@ -138,6 +138,7 @@ struct StateLayout {
 
 struct StateHeader : StateLayout {
     std::array<CopyCosts, kGpusMax> costs{};  ///< measured once, while the stage was empty
+    std::uint32_t mergers = 0;                ///< chosen once: the stage has room for so many
 };
 
 /// What was stored before is in the state before what is stored after, for whoever looks at it when this
@@ -179,6 +180,7 @@ class State {
     ~State();
 
     [[nodiscard]] const StateHeader& header() const { return *at<StateHeader>(0); }
+    void set_mergers(std::uint32_t mergers) { at<StateHeader>(0)->mergers = mergers; }
     void set_costs(std::uint32_t gpu, const CopyCosts& costs) { at<StateHeader>(0)->costs.at(gpu) = costs; }
     [[nodiscard]] std::span<PageEntry> pages() const;
     [[nodiscard]] std::span<ChunkEntry> chunks() const;

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import unittest
 
-from harness import SystemTest, our_loops, swap_areas, wait_for
+from harness import BINARY, SystemTest, our_loops, swap_areas, wait_for
 
 KILL_WORKER = str(pathlib.Path(__file__).with_name("kill-worker"))
 FIRST_WITH_RESEND = (6, 9)  # FUSE_NOTIFY_RESEND
@@ -84,6 +84,23 @@ class Takeover(SystemTest):
         found = json.loads(load.communicate(timeout=120)[0])
         self.assertEqual((found["wrong"], found["errors"]), (0, 0), found)
         self.assertEqual(self.status()["problem"], "")
+        self.vramswap("down", "t0")
+
+    def test_what_users_have_ordered_still_holds(self):
+        before = self.up_over_loop("--no-swapon", "--segment", "32M", size="128M")
+        self.vramswap("resize", "t0", "32M")
+        command = subprocess.Popen([BINARY, "yield", "t0", "0", "--for", "cat"], env=self.environment, stdin=subprocess.PIPE,
+                                   stdout=subprocess.DEVNULL)
+        self.addCleanup(command.wait)
+        self.addCleanup(command.stdin.close)
+        wait_for(lambda: "yield" in self.status()["set_by_hand"], "the yield")
+        orders = self.status()["set_by_hand"]
+        kill(before["worker_pid"])
+        self.assertEqual(self.next_worker(before["worker_pid"])["set_by_hand"], orders)
+        command.stdin.close()
+        wait_for(lambda: self.status()["set_by_hand"] == "resize 32M", "end of the yield")
+        self.vramswap("resize", "t0", "auto")
+        self.assertEqual(self.status()["set_by_hand"], "")
         self.vramswap("down", "t0")
 
     def test_down_right_after_a_death(self):

@@ -212,6 +212,33 @@ TEST(ByHandOrders, SeveralGpusShareInProportionToTheirMemory) {
     EXPECT_LE((*orders.vram_max(0) + *orders.vram_max(1) + *orders.vram_max(2)).n, mib(200).n);
 }
 
+TEST(ByHandOrders, AnotherMakesTheSameOfItsRequests) {
+    const std::vector<ByHandOrders::Gpu> gpus{{"cuda:0", gib(8)}, {"cuda:1", gib(8)}};
+    ByHandOrders orders(gpus, mib(128));
+    EXPECT_TRUE(orders.requests().empty());
+    ControlRequest held = yield(gib(1));
+    held.holder = ::getpid();
+    for (const auto& request :
+         {resize(gib(4)), resize(gib(1), "cuda:1"), yield(gib(3)), yield(Bytes{0}, "cuda:0"), held})
+        ASSERT_TRUE(orders.take(request));
+    ByHandOrders again(gpus, mib(128));
+    for (const ControlRequest& request : orders.requests()) {
+        const auto parsed = parse_control_request(to_json(request));
+        ASSERT_TRUE(parsed && *parsed == request);
+        ASSERT_TRUE(again.take(*parsed));
+    }
+    EXPECT_EQ(again.text(), orders.text());
+    for (const std::size_t gpu : {0u, 1u}) {
+        EXPECT_EQ(again.target(gpu), orders.target(gpu));
+        EXPECT_EQ(again.vram_max(gpu), orders.vram_max(gpu));
+    }
+    ControlRequest no_more = yield({});
+    no_more.holder = held.holder;
+    ASSERT_TRUE(orders.take(no_more));
+    ASSERT_TRUE(again.take(no_more));
+    EXPECT_EQ(again.text(), orders.text()) << "each is its holder's still";
+}
+
 TEST(ByHandOrders, OneOfSeveralGpusCanBeMeant) {
     ByHandOrders orders({{"cuda:0", gib(8)}, {"cuda:1", gib(8)}}, mib(128));
     ASSERT_TRUE(orders.take(resize(gib(4))));
