@@ -22,6 +22,9 @@ class FdKeeper {
     virtual Result<void> drop(std::string_view key) = 0;
 };
 
+/// The block device of a frontend: who has it, and what else was kept, can go on serving it.
+inline constexpr std::string_view kFrontDeviceKey = "front-device";
+
 /// What was kept of a process that has died, by key, for the one that takes over.
 using HeldFds = std::map<std::string, UniqueFd, std::less<>>;
 

@@ -110,20 +110,24 @@ class Guardian {
         auto pid = spawn_self(
             {{kWorkerRole, config_.name}, {ends->worker.get(), kConfigFd, kLockFd}, SpawnSession::same, -1});
         if (!pid) return std::move(pid).error();
+        ends->worker.reset();  // or its end would never be seen
         link_ = std::move(ends->guardian);
         worker_ = *pid;
         hand_over();
         return {};
     }
 
-    /// It reads all of it before it does anything else. If it dies meanwhile, SIGCHLD says so.
+    /// It reads all of it before it does anything else. All or nothing: without a part it would take the rest
+    /// for all that there is. Its death is told by SIGCHLD.
     void hand_over() {
-        kept_.for_each([this](std::string_view key, int fd) {
+        bool complete = true;
+        kept_.for_each([&](std::string_view key, int fd) {
             const auto message = LinkMessage::make(LinkMessage::Kind::held, key, {});
-            return static_cast<bool>(send_message(link_.get(), message, fd));
+            complete = static_cast<bool>(send_message(link_.get(), message, fd));
+            return complete;
         });
-        (void)send_message(link_.get(),
-                           LinkMessage::make(LinkMessage::Kind::go, {}, fmt::format("{}", deaths_)), -1);
+        const auto go = LinkMessage::make(LinkMessage::Kind::go, {}, fmt::format("{}", deaths_));
+        if (!complete || !send_message(link_.get(), go, -1)) ::kill(worker_, SIGKILL);
     }
 
     Result<void> watch_signals() {
@@ -250,6 +254,7 @@ class Guardian {
         }
         log_error("worker {} of device {} {}: its I/O fails from now on", dead, config_.name, how);
         kept_.drop_all();
+        if (stop_wanted_) finished_ = true;
         write_state("worker-dead",
                     fmt::format("the worker {}; pages that were on the GPU cannot be read. Run `vramswap "
                                 "down {}`",

@@ -14,10 +14,6 @@
 
 namespace vramswap {
 
-/// The block device that a frontend has the guardian keep: with it, and what else it keeps, another worker
-/// takes over.
-inline constexpr std::string_view kFrontDeviceKey = "front-device";
-
 struct LinkMessage {
     enum class Kind : std::uint32_t {
         keep,     ///< worker: keep the descriptor that comes along under `key`; answered

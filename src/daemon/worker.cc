@@ -55,7 +55,8 @@ class Worker {
         const HeldFds held = std::move(handover->fds);
         if (auto r = open_gpus_and_store(held); !r) return r;
         if (auto r = make_monitors(); !r) return r;
-        if (auto r = take_orders_again(held); !r) return r;
+        if (auto r = take_orders_again(held); !r)
+            log_warning("what was ordered by hand is forgotten: {}", r.error().text());
         if (auto r = lock_memory(LockMode::on_fault); !r) return r;
         become(WorkerState::locked);
         auto control = ControlServer::listen(dir_.socket());
@@ -65,6 +66,7 @@ class Worker {
         if (!frontend) return std::move(frontend).error();
         frontend_ = std::move(*frontend);
         if (auto r = store_->start(); !r) return r;
+        if (is_successor()) store_->will_be_followed();  // requests come at once
         const FrontendOptions options{config_.name, config_.threads, &guardian_};
         auto device =
             deaths_ == 0 ? frontend_->start(*store_, options) : frontend_->take_over(*store_, options, held);
@@ -73,7 +75,7 @@ class Worker {
         for (auto& watch : watches_)
             if (auto r = watch.monitor->start(); !r) return r;
         become(WorkerState::serving);
-        if (guardian_.keeps_frontend()) store_->set_can_be_followed();
+        if (guardian_.keeps_frontend()) store_->will_be_followed();
         return guardian_.tell_ready(device_);
     }
 
@@ -245,6 +247,7 @@ class Worker {
 
     void guardian_is_gone() {
         guardian_gone_ = true;
+        store_->will_not_be_followed();
         log_error("the guardian of device {} is gone; the device goes on, but would not survive this process",
                   config_.name);
     }

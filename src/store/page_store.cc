@@ -2,6 +2,7 @@
 #include "store/page_store.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -45,6 +46,18 @@ class SegmentChange {
 
 std::string segment_key(std::uint32_t number) {
     return fmt::format("segment-{}", number);
+}
+
+constexpr std::string_view kSpillBusyKey = "spill-busy";
+
+/// Until the disk has done what the dead process had asked it for: reads would still arrive in the stage,
+/// writes in the spill.
+Result<void> await_quiet(const HeldFds& held, int timeout_ms) {
+    const auto busy = held.find(kSpillBusyKey);
+    if (busy == held.end()) return {};
+    pollfd end{busy->second.get(), 0, 0};
+    if (::poll(&end, 1, timeout_ms) > 0) return {};
+    return Error{Errc::busy, 0, "the spill's disk is still at work for the dead worker"};
 }
 
 StateShape shape_of(const StoreConfig& config, std::uint32_t gpus) {
@@ -99,6 +112,7 @@ Result<std::unique_ptr<PageStore>> PageStore::take_over(std::vector<Backend*> gp
     const auto stage_fd = held.find("stage");
     if (state_fd == held.end() || stage_fd == held.end())
         return Error{Errc::failed, 0, "state and stage of the dead worker were not kept"};
+    if (auto quiet = await_quiet(held, config.quiet_timeout_ms); !quiet) return std::move(quiet).error();
     const auto gpu_count = static_cast<std::uint32_t>(gpus.size());
     auto state = State::adopt(shape_of(config, gpu_count), state_fd->second);
     if (!state) return std::move(state).error();
@@ -126,9 +140,8 @@ Result<void> PageStore::start_up(const StoreConfig& config) {
     if (keeper_ != nullptr) {
         if (auto kept = keeper_->keep("state", parts_->state.fd()); !kept) return kept;
         if (auto kept = keeper_->keep("stage", parts_->stage->fd()); !kept) return kept;
-        if (parts_->spill != nullptr)
-            if (auto kept = keeper_->keep("spill", parts_->spill->fd()); !kept) return kept;
     }
+    if (auto kept = keep_spill(); !kept) return kept;
     for (std::uint32_t gpu = 0; gpu < gpus_.size(); ++gpu) {
         if (auto grown = grow(gpu); !grown) return grown;
         // The stage and this GPU's first segment, which has its number, are empty yet.
@@ -143,6 +156,7 @@ Result<void> PageStore::start_up(const StoreConfig& config) {
 /// Instead of start_up, after another process's death.
 Result<void> PageStore::go_on(const StoreConfig& config, const HeldFds& held) {
     if (auto registered = register_stage(); !registered) return registered;
+    if (auto kept = keep_spill(); !kept) return kept;
     if (auto imported = import_segments(held); !imported) return imported;
     const auto settled = settle_chunks(*parts_);
     if (!settled) return settled.error();
@@ -152,14 +166,19 @@ Result<void> PageStore::go_on(const StoreConfig& config, const HeldFds& held) {
     return make_threads(config);
 }
 
-/// A segment between two states is given back: there is nothing in it. One that was not kept is lost.
+/// A segment between two states is given back: there is nothing in it. One that could not be kept is lost;
+/// that one that can be is not here is no death's doing.
 Result<void> PageStore::import_segments(const HeldFds& held) {
     const auto segments = parts_->state.segments();
     for (std::uint32_t n = 0; n < segments.size(); ++n) {
         const auto kept = held.find(segment_key(n));
         const std::uint32_t gpu = segments[n].gpu;
         const bool is_used = segments[n].state.load() == SegmentEntry::State::in_use;
-        if (!is_used || kept == held.end() || gpu >= gpus_.size()) {
+        if (is_used && gpu >= gpus_.size())
+            return Error{Errc::failed, 0, fmt::format("segment {} is of a GPU that the device has not", n)};
+        if (is_used && kept == held.end() && gpus_[gpu]->caps().exportable_segments)
+            return Error{Errc::failed, 0, fmt::format("segment {} was not kept", n)};
+        if (!is_used || kept == held.end()) {
             segments[n].state.store(SegmentEntry::State::none);
             if (kept != held.end()) drop(segment_key(n));
             continue;
@@ -170,6 +189,12 @@ Result<void> PageStore::import_segments(const HeldFds& held) {
         parts_->slots.add_segment(n, gpu);
     }
     return {};
+}
+
+Result<void> PageStore::keep_spill() {
+    if (parts_->spill == nullptr || keeper_ == nullptr) return {};
+    if (auto kept = keeper_->keep("spill", parts_->spill->fd()); !kept) return kept;
+    return keeper_->keep(kSpillBusyKey, parts_->spill->busy_fd());
 }
 
 Result<void> PageStore::register_stage() {
@@ -250,6 +275,7 @@ PageStore::~PageStore() {
             (void)gpus_[segments[n].gpu]->free_segment(parts_->segment_id(n));
             drop(segment_key(n));  // a descriptor kept would keep the VRAM too
         }
+    if (parts_->spill != nullptr) drop(kSpillBusyKey);
     if (parts_->spill != nullptr) drop("spill");
     drop("stage");
     drop("state");

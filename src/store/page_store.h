@@ -36,6 +36,8 @@ struct StoreConfig {
     /// Writes that find all VRAM taken that may be held wait so long for an order to hold more, before they
     /// go to the spill or are refused. 0 where nobody gives orders.
     std::uint64_t patience_ns = 0;
+    /// So long take_over waits for the end of what the dead process had begun on the spill's disk.
+    int quiet_timeout_ms = 60'000;
 };
 
 /// What is to be held and how, of one GPU. The policy's word, or a test's. What concerns all of the store is
@@ -126,7 +128,8 @@ class PageStore final : public Target {
 
     /// Says that another process would take over from this one: then requests that fail because this process
     /// can no longer use its GPU stay pending, and its owner ends it as soon as must_be_followed. Any thread.
-    void set_can_be_followed() { parts_->can_be_followed.store(true); }
+    void will_be_followed() { parts_->can_be_followed.store(true); }
+    void will_not_be_followed() { parts_->can_be_followed.store(false); }
     [[nodiscard]] bool must_be_followed() const { return parts_->leaves_it_to_the_next(); }
 
     [[nodiscard]] StoreStats stats() const;
@@ -137,6 +140,7 @@ class PageStore final : public Target {
     Result<void> start_up(const StoreConfig& config);
     Result<void> go_on(const StoreConfig& config, const HeldFds& held);
     Result<void> import_segments(const HeldFds& held);
+    Result<void> keep_spill();
     Result<void> register_stage();
     Result<void> make_threads(const StoreConfig& config);
     Result<void> measure_costs(std::uint32_t gpu);

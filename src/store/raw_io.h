@@ -52,7 +52,10 @@ inline constexpr int kOwnEvent = -1;
 
 /// `fd` and `event_fd` must live as long. Error unavailable: the kernel has no io_uring or does not allow it
 /// (kernel.io_uring_disabled, a seccomp filter of a container).
-Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth, int event_fd);
+/// `busy_fd`: held open by the kernel until the last operation has ended, also when this process is long
+/// dead; kNotTold: nobody is to know.
+inline constexpr int kNotTold = -1;
+Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth, int event_fd, int busy_fd);
 /// With a few threads that read and write; slower, works everywhere. Error failed: no threads.
 Result<std::unique_ptr<RawIo>> make_thread_io(int fd, std::uint32_t depth, int event_fd);
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "store/spill.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -49,6 +51,7 @@ Result<std::unique_ptr<Spill>> Spill::open(const SpillConfig& config) {
     auto file = SpillFile::open(config);
     if (!file) return std::move(file).error();
     std::unique_ptr<Spill> spill(new Spill(config, std::move(*file)));
+    if (auto made = spill->make_pipe(); !made) return std::move(made).error();
     // That there is no room passes, and problem tells it; that a file system cannot reserve any does not.
     if (auto reserved = spill->reserve_some(); !reserved) {
         if (reserved.error().code == Errc::unavailable) return std::move(reserved).error();
@@ -62,8 +65,17 @@ Result<std::unique_ptr<Spill>> Spill::adopt(const SpillConfig& config, UniqueFd 
     auto file = SpillFile::take_over(config, std::move(fd));
     if (!file) return std::move(file).error();
     std::unique_ptr<Spill> spill(new Spill(config, std::move(*file)));
+    if (auto made = spill->make_pipe(); !made) return std::move(made).error();
     if (auto known = spill->slots_.adopt(used); !known) return std::move(known).error();
     return spill;
+}
+
+Result<void> Spill::make_pipe() {
+    int ends[2];
+    if (::pipe2(ends, O_CLOEXEC) != 0) return sys_error("cannot make a pipe for the spill");
+    busy_read_.reset(ends[0]);
+    busy_write_.reset(ends[1]);
+    return {};
 }
 
 IoStatus Spill::take(std::uint32_t& slot) {
@@ -152,7 +164,7 @@ std::uint32_t Spill::room() const {
 Result<std::unique_ptr<SpillQueue>> Spill::make_queue(int event_fd) {
     io_remark_.clear();
     auto io = make_io_ ? make_io_(fd().get(), SpillQueue::kDepth, event_fd)
-                       : make_uring_io(fd().get(), SpillQueue::kDepth, event_fd);
+                       : make_uring_io(fd().get(), SpillQueue::kDepth, event_fd, busy_write_.get());
     if (!io && !make_io_) {
         io_remark_ = io.error().text() + ". The spill does with threads, which are slower";
         io = make_thread_io(fd().get(), SpillQueue::kDepth, event_fd);

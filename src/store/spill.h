@@ -99,6 +99,10 @@ class Spill {
     [[nodiscard]] std::string problem() const;
     /// To be kept for a process that takes over.
     [[nodiscard]] const UniqueFd& fd() const { return file_.fd(); }
+    /// The same. A pipe's end, at its end of file when nothing is in flight any more that this process has
+    /// begun: requests of a killed process go on for as long as the disk takes, into memory that is another's
+    /// by then.
+    [[nodiscard]] const UniqueFd& busy_fd() const { return busy_read_; }
 
     /// Wipes everything and gives a file's room back, even if other descriptors of it are open. On a device
     /// without a quick way to zeros it takes as long as writing what was used. REQUIRES: no queue exists.
@@ -106,6 +110,7 @@ class Spill {
 
   private:
     Spill(const SpillConfig& config, SpillFile file);
+    Result<void> make_pipe();
 
     Result<void> wipe_some();
     Result<void> reserve_some();
@@ -119,6 +124,7 @@ class Spill {
 
     // The control thread's.
     SpillFile file_;
+    UniqueFd busy_read_, busy_write_;
     const decltype(SpillConfig::make_io) make_io_;
     std::string problem_;    ///< of the last maintain
     std::string io_remark_;  ///< of the last make_queue

@@ -89,18 +89,19 @@ void ChunkSettler::settle_staged(ChunkEntry& entry, ChunkIndex chunk) {
     ImageHeader& header = parts_.stage->header(image);
     header.in_flight.keep_only(header.valid);
     header.dirty.add(header.in_flight);
+    keep_order();  // this process may be killed, too
     header.in_flight.clear_all();
     const PageIndex first = first_page(chunk);
     for (std::uint32_t p = 0; p < kChunkPages; ++p) {
         PageEntry& page = parts_.state.pages()[first.n + p];
         const bool is_staged = header.valid.test(p);
         if (is_staged && page.holds(page_checksum(parts_.stage->page(image, p), {first.n + p}))) continue;
-        const bool was_last_here = is_staged && header.dirty.test(p);
+        if (is_staged && header.dirty.test(p) && page.state() == PageEntry::State::stored) {
+            page.set(PageEntry::word_of(PageEntry::State::lost, 0));
+            ++report_.pages_unwritten;
+        }
         header.valid.clear(p);
         header.dirty.clear(p);
-        if (!was_last_here || page.state() != PageEntry::State::stored) continue;
-        page.set(PageEntry::word_of(PageEntry::State::lost, 0));
-        ++report_.pages_unwritten;
     }
 }
 

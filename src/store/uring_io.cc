@@ -25,7 +25,7 @@ class UringIo final : public RawIo {
         ::io_uring_queue_exit(&ring_);
     }
 
-    Result<void> open(int fd, std::uint32_t depth, int event_fd) {
+    Result<void> open(int fd, std::uint32_t depth, int event_fd, int busy_fd) {
         event_fd_ = event_fd;
         if (event_fd == kOwnEvent) {
             own_event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -36,7 +36,11 @@ class UringIo final : public RawIo {
         // few thousand a second that costs nothing, and it works on every kernel.
         if (const int made = ::io_uring_queue_init(depth, &ring_, 0); made < 0) return no_ring(-made);
         ring_is_open_ = true;
-        if (const int taken = ::io_uring_register_files(&ring_, &fd, 1); taken < 0) return no_ring(-taken);
+        // The ring's files are closed when it is taken apart, which is when nothing is in flight any more.
+        const std::array<int, 2> files{fd, busy_fd};
+        const unsigned count = busy_fd == kNotTold ? 1 : 2;
+        if (const int taken = ::io_uring_register_files(&ring_, files.data(), count); taken < 0)
+            return no_ring(-taken);
         if (const int taken = ::io_uring_register_eventfd(&ring_, event_fd_); taken < 0)
             return no_ring(-taken);
         return {};
@@ -93,9 +97,9 @@ void empty_event(int fd) {
     static_cast<void>(!::read(fd, &ends, sizeof ends));
 }
 
-Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth, int event_fd) {
+Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth, int event_fd, int busy_fd) {
     auto io = std::make_unique<UringIo>();
-    if (auto opened = io->open(fd, depth, event_fd); !opened) return std::move(opened).error();
+    if (auto opened = io->open(fd, depth, event_fd, busy_fd); !opened) return std::move(opened).error();
     return std::unique_ptr<RawIo>(std::move(io));
 }
 

@@ -184,6 +184,7 @@ class SeedRun {
             if (slot.active && slot.is_write) open(slot.first, slot.pages, slot.version);
         Life next;
         next.gpu = std::make_unique<SimGpu>(mib(64));
+        keeper_.held.erase("spill-busy");  // of a process that lives
         if (spill_ != nullptr)
             next.adopted = std::move(*Spill::adopt(spill_->config, keeper_.held.at("spill").dup(), {}));
         next.store = std::make_unique<SteppedStore>(std::vector<SimGpu*>{next.gpu.get()}, config(next),

@@ -22,8 +22,8 @@ namespace vramswap::test {
 /// A simulated GPU of its own.
 class SimGpu {
   public:
-    explicit SimGpu(Bytes total) {
-        config_.total = total;
+    explicit SimGpu(Bytes total) : SimGpu(SimConfig{.total = total}) {}
+    explicit SimGpu(SimConfig config) : config_(std::move(config)) {
         driver_ = make_sim_driver(config_);
         backend_ = std::move(*driver_->open(driver_->enumerate()->front()));
     }

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 import unittest
 
 from harness import BINARY, SystemTest, our_loops, swap_areas, wait_for
@@ -124,11 +125,16 @@ class Takeover(SystemTest):
         device = self.up_over_loop("--no-swapon")
         end = device["guardian_pid"]
 
+        begin = [time.monotonic()]
+
         def is_given_up():
             children = pathlib.Path(f"/proc/{end}/task/{end}/children").read_text(encoding="ascii").split()
             for child in children:
                 kill(int(child))
-            return self.status()["state"] == "worker-dead"
+            if children:
+                begin[0] = time.monotonic()
+            # The longest pause is 3.2 s. To ask takes time in which a worker could live.
+            return time.monotonic() > begin[0] + 5 and self.status()["state"] == "worker-dead"
 
         wait_for(is_given_up, "no more workers", limit_s=120)
         told = self.status()["problem"]

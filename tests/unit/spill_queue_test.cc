@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -335,8 +336,29 @@ TEST_P(SpillEngines, MayBeDestroyedWithRequestsInFlight) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Spill, SpillEngines,
-                         ::testing::Values(Engine{"uring", make_uring_io}, Engine{"threads", make_thread_io}),
+                         ::testing::Values(Engine{"uring",
+                                                  [](int fd, std::uint32_t depth, int event_fd) {
+                                                      return make_uring_io(fd, depth, event_fd, kNotTold);
+                                                  }},
+                                           Engine{"threads", make_thread_io}),
                          [](const auto& engine) { return engine.param.name; });
+
+TEST(UringIo, HoldsWhatTellsThatItIsBusyUntilItIsGone) {
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
+    const UniqueFd told(ends[0]);
+    UniqueFd busy(ends[1]);
+    const UniqueFd file(::memfd_create("vramswap-test", MFD_CLOEXEC));
+    auto io = make_uring_io(file.get(), 4, kOwnEvent, busy.get());
+    if (!io) GTEST_SKIP() << "SKIPPED: " << io.error().text();
+    busy.reset();
+    pollfd event{told.get(), 0, 0};
+    EXPECT_EQ(::poll(&event, 1, 0), 0) << "the ring holds it";
+    io->reset();
+    constexpr int kLimitMs = 30'000;
+    EXPECT_EQ(::poll(&event, 1, kLimitMs), 1);
+    EXPECT_EQ(event.revents, POLLHUP);
+}
 
 }  // namespace
 }  // namespace vramswap

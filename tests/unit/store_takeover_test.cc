@@ -2,9 +2,12 @@
 // A process that died and one that takes over: the first store is left as it is at some moment, and a second
 // one is made of what the keeper has. tests/model/killed_store.cc does the same with processes that are
 // killed.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <array>
 #include <memory>
 
 #include "store/spill.h"
@@ -43,7 +46,7 @@ class TakeoverTest : public test::StoreTest {
     }
     /// Another process's store over the same memory.
     void take_over() {
-        gpu_ = std::make_unique<test::SimGpu>(mib(64));
+        gpu_ = std::make_unique<test::SimGpu>(next_gpu_);
         store_ = std::make_unique<test::SteppedStore>(std::vector<test::SimGpu*>{gpu_.get()}, same_config(),
                                                       &keeper_, keeper_.held);
         queue_ = std::move(*store()->make_queue(kDepth));
@@ -72,6 +75,7 @@ class TakeoverTest : public test::StoreTest {
         return stage_ + image * kChunkBytes + page * kPageBytes;
     }
 
+    SimConfig next_gpu_{.total = mib(64)};
     std::unique_ptr<test::SimGpu> dead_gpu_;
     std::unique_ptr<test::SteppedStore> dead_store_;
     std::unique_ptr<TargetQueue> dead_queue_;
@@ -233,6 +237,7 @@ TEST_F(TakeoverTest, ASegmentThatWasNotKeptLosesItsPagesAndNoOthers) {
     fill_chunks(4, 1);  // segments of two chunks
     ASSERT_EQ(write(page_of(0, 1), 1, 2), IoStatus::ok);
     keeper_.held.erase("segment-0");
+    next_gpu_.exportable = false;
     die_and_take_over();
     EXPECT_EQ(read(page_of(0, 0), 1), IoStatus::lost);
     expect(page_of(0, 1), 1, 2);
@@ -251,6 +256,7 @@ TEST_F(TakeoverTest, WithoutRoomForThemPagesOfALostSegmentAreLost) {
     ASSERT_EQ(write(page_of(0, 0), 3, 1), IoStatus::ok);
     ASSERT_EQ(write(page_of(1, 0), 3, 1), IoStatus::ok);
     keeper_.held.erase("segment-0");
+    next_gpu_.exportable = false;
     die_and_take_over();
     EXPECT_EQ(read(page_of(0, 0), 1), IoStatus::lost);
     EXPECT_EQ(read(page_of(1, 2), 1), IoStatus::lost);
@@ -259,8 +265,7 @@ TEST_F(TakeoverTest, WithoutRoomForThemPagesOfALostSegmentAreLost) {
 
 TEST_F(TakeoverTest, ASegmentThatWasBeingTakenIsGivenBack) {
     fill_chunks(1, 1);
-    const auto again = dead_gpu_ == nullptr ? keeper_.held.at("segment-0").dup() : UniqueFd();
-    ASSERT_TRUE(keeper_.keep("segment-3", again));
+    ASSERT_TRUE(keeper_.keep("segment-3", keeper_.held.at("segment-0")));
     die_and_take_over();
     EXPECT_FALSE(keeper_.held.contains("segment-3"));
     expect(page_of(0, 0), 3, 1);
@@ -293,6 +298,8 @@ TEST_F(TakeoverTest, WhatDoesNotFitIsRefusedAndKept) {
     auto segment = std::move(keeper_.held.at("segment-0"));
     keeper_.held["segment-0"] = keeper_.held.at("state").dup();
     EXPECT_FALSE(try_to_take_over(same_config())) << "not a segment";
+    keeper_.held.erase("segment-0");
+    EXPECT_FALSE(try_to_take_over(same_config())) << "it could have been kept, so it was";
     keeper_.held["segment-0"] = std::move(segment);
     take_over();
     expect(page_of(0, 0), 3, 1);
@@ -331,6 +338,7 @@ class SpillTakeoverTest : public TakeoverTest {
         adopt_and_take_over();
     }
     void adopt_and_take_over() {
+        keeper_.held.erase("spill-busy");  // of a process that lives
         adopted_ = std::move(*Spill::adopt(spill_->config, keeper_.held.at("spill").dup(), {}));
         take_over();
     }
@@ -368,13 +376,31 @@ TEST_F(SpillTakeoverTest, AChunkWithTwoHomesKeepsOne) {
     expect(page_of(1, 0), 3, 1);
 }
 
+TEST_F(SpillTakeoverTest, WaitsForTheDiskToEndWhatTheDeadHaveBegun) {
+    fill_chunks(1, 1);
+    die();
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
+    keeper_.held["spill-busy"] = UniqueFd(ends[0]);
+    UniqueFd in_flight(ends[1]);
+    adopted_ = std::move(*Spill::adopt(spill_->config, keeper_.held.at("spill").dup(), {}));
+    StoreConfig impatient = same_config();
+    impatient.quiet_timeout_ms = 0;
+    const auto busy = try_to_take_over(impatient);
+    ASSERT_FALSE(busy);
+    EXPECT_EQ(busy.error().code, Errc::busy);
+    in_flight.reset();
+    take_over();
+    expect(page_of(0, 0), 3, 1);
+}
+
 TEST_F(SpillTakeoverTest, AMoveThatHadBegunHasNotHappened) {
     fill_chunks(2, 1);
     spill_->faults->hang = true;
     store()->obey(0, {.vram_max = {0}});
     for (int n = 0; n < 10; ++n) (void)store().step_mover();
     die();
-    spill_->faults->hang = false;  // of what the dead have begun nobody hears any more
+    spill_->faults->hang = false;  // what the dead have begun does not happen here
     adopt_and_take_over();
     EXPECT_EQ(stats().spilled, Bytes{0});
     expect(page_of(0, 0), 3, 1);
@@ -389,6 +415,7 @@ TEST_F(SpillTakeoverTest, PagesOfALostSegmentThatAreStagedMayGoToTheSpill) {
     ASSERT_EQ(write(page_of(0, 0), 3, 2), IoStatus::ok);
     for (auto it = keeper_.held.begin(); it != keeper_.held.end();)
         it = it->first.starts_with("segment-") ? keeper_.held.erase(it) : std::next(it);
+    next_gpu_.exportable = false;
     die_and_take_over();
     expect(page_of(0, 0), 3, 2);
     ASSERT_TRUE(store().drain());

@@ -23,7 +23,6 @@ constexpr std::uint32_t kThreadsMin = 2;  // a discard that takes long must not 
 constexpr std::uint32_t kThreadsDefaultMax = 4;
 constexpr std::uint32_t kThreadsMax = 64;
 
-constexpr std::string_view kDeviceKey = "front-device";
 constexpr std::string_view kFuseKey = "front-fuse";
 
 /// losetup and /sys/block/loopN/loop/backing_file show "/vramswap-NAME": that is how our devices are found.
@@ -102,7 +101,7 @@ Result<std::string> LoopFrontend::do_start(Target& target, const FrontendOptions
 
 Result<std::string> LoopFrontend::do_take_over(Target& target, const FrontendOptions& options,
                                                const HeldFds& held) {
-    const auto kept_device = held.find(kDeviceKey);
+    const auto kept_device = held.find(kFrontDeviceKey);
     const auto kept_fuse = held.find(kFuseKey);
     if (kept_device == held.end() || kept_fuse == held.end())
         return Error{Errc::unavailable, 0,
@@ -146,7 +145,7 @@ Result<void> LoopFrontend::keep(FdKeeper& keeper, const FuseFile& file, const Lo
     auto connection = file.duplicate_connection();
     if (!connection) return std::move(connection).error();
     keeper_ = &keeper;
-    auto kept = keeper.keep(kDeviceKey, device.descriptor());
+    auto kept = keeper.keep(kFrontDeviceKey, device.descriptor());
     if (kept) kept = keeper.keep(kFuseKey, *connection);
     if (!kept) drop_kept();
     return kept;
@@ -155,7 +154,7 @@ Result<void> LoopFrontend::keep(FdKeeper& keeper, const FuseFile& file, const Lo
 /// In the reverse order, for the same reason.
 void LoopFrontend::drop_kept() {
     if (keeper_ == nullptr) return;
-    for (const auto key : {kFuseKey, kDeviceKey})
+    for (const auto key : {kFuseKey, kFrontDeviceKey})
         if (auto dropped = keeper_->drop(key); !dropped)
             log_warning("{}", std::move(dropped).error().in("loop frontend").text());
     keeper_ = nullptr;

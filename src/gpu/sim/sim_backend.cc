@@ -201,7 +201,8 @@ SimMemory::~SimMemory() {
 }
 
 SimBackend::SimBackend(GpuInfo info, SimConfig config)
-    : Backend(std::move(info), Caps{{kChunkBytes}, true, config.turbo}), config_(std::move(config)) {}
+    : Backend(std::move(info), Caps{{kChunkBytes}, config.exportable, config.turbo}),
+      config_(std::move(config)) {}
 
 Result<void> SimBackend::check_alive() {
     if (!config_.faults->lost.load()) return {};

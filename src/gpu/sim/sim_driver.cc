@@ -108,7 +108,8 @@ class SimDriver final : public Driver {
   private:
     /// As if it were the only one.
     SimConfig of_gpu(std::size_t n) const {
-        return {config_.total, config_.turbo, n == 0 ? config_.faults : config_.more_faults.at(n - 1)};
+        return {config_.total, config_.exportable, config_.turbo,
+                n == 0 ? config_.faults : config_.more_faults.at(n - 1)};
     }
 
     GpuInfo inspect(std::size_t n) const {

@@ -37,8 +37,9 @@ struct SimFaults {
 };
 
 struct SimConfig {
-    Bytes total = gib(8);  ///< of each GPU
-    bool turbo = true;     ///< they take mode turbo; their copies are the same in both
+    Bytes total = gib(8);    ///< of each GPU
+    bool exportable = true;  ///< their segments can outlive the process
+    bool turbo = true;       ///< they take mode turbo; their copies are the same in both
     /// Of the first GPU, "sim:0". Shared by all backends opened on it from this driver.
     std::shared_ptr<SimFaults> faults = std::make_shared<SimFaults>();
     /// Of "sim:1" and so on: there are so many more GPUs.
