@@ -122,13 +122,17 @@ class Takeover(SystemTest):
         wait_for(lambda: self.status() is None and not our_loops() - self.before["loops"], "device gone")
 
     def test_one_that_cannot_live_is_given_up(self):
-        device = self.up_over_loop("--no-swapon")
-        end = device["guardian_pid"]
-
+        # More descriptors to hand over than a socket takes before somebody reads.
+        device = self.up_over_loop("--no-swapon", "--segment", "2M", size="128M")
+        with open(device["device"], "wb", buffering=0) as file:
+            file.write(os.urandom(128 << 20))
+            os.fsync(file.fileno())
+        self.assertGreaterEqual(self.status()["vram_bytes"], 128 << 20)
+        guardian = device["guardian_pid"]
         begin = [time.monotonic()]
 
         def is_given_up():
-            children = pathlib.Path(f"/proc/{end}/task/{end}/children").read_text(encoding="ascii").split()
+            children = pathlib.Path(f"/proc/{guardian}/task/{guardian}/children").read_text(encoding="ascii").split()
             for child in children:
                 kill(int(child))
             if children:
