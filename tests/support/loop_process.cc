@@ -33,8 +33,8 @@
 namespace vramswap::test {
 namespace {
 
-/// A process that the test has forgotten ends all the same.
-constexpr unsigned kWatchdogSeconds = 60;
+/// A process that the test has forgotten ends all the same, later than the test would.
+constexpr unsigned kWatchdogSeconds = 150;
 
 using Arguments = std::span<const std::string>;
 
