@@ -6,7 +6,7 @@
 // A move copies what is stored (not what the image has newer) to the new home, checks it on the way wherever
 // it passes through host memory, and then changes the chunk's home, under its lock and only when nobody else
 // has it pinned. Meanwhile reads come from the old home; writes go to the image, which waits. At every
-// instant the home that the entry names is whole (docs/architecture.md).
+// instant the home that the entry names is whole (docs/lifecycle.md).
 #pragma once
 
 #include <array>

@@ -3,7 +3,7 @@
 // versioned and holds no pointers, so that another process can take it over. Made by the control thread; the
 // tables are then used by I/O threads under the chunk lock (see ChunkEntry).
 //
-// Order of every update: data first, then the entry that publishes it (docs/architecture.md).
+// Order of every update: data first, then the entry that publishes it (docs/lifecycle.md).
 #pragma once
 
 #include <array>
