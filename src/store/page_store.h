@@ -14,6 +14,7 @@
 #include <bitset>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/fd_keeper.h"
@@ -146,6 +147,8 @@ class PageStore final : public Target {
     Result<void> measure_costs(std::uint32_t gpu);
     Result<void> make_flusher(std::uint32_t gpu, const StoreConfig& config);
     Result<void> make_mover();
+    /// Under which the keeper keeps a segment.
+    static std::string segment_key(std::uint32_t number);
     Result<void> grow(std::uint32_t gpu);
     [[nodiscard]] std::optional<std::uint32_t> growing_gpu(const std::bitset<kGpusMax>& exhausted) const;
     [[nodiscard]] std::uint64_t slots_elsewhere(std::uint32_t gpu) const;

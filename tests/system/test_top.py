@@ -17,7 +17,7 @@ import threading
 import time
 import unittest
 
-from harness import BINARY, WAIT_LIMIT_S, SystemTest
+from harness import BINARY, WAIT_LIMIT_S, SystemTest, wait_for
 
 ESCAPE_SEQUENCE = re.compile(rb"\x1b(\[[0-9;?]*[A-Za-z]|\(B|[=>])")
 COLOUR = re.compile(rb"\x1b\[[0-9;]*3[0-7]m")
@@ -226,11 +226,20 @@ class Top(SystemTest):
         self.assert_ended_well(terminal)
 
     def test_a_worker_that_died(self):
+        self.played("a", state="worker-dead", worker_pid=0, problem="the worker was killed. Run `vramswap down a`")
+        terminal = self.top()
+        self.assertIn(b"worker-dead", terminal.read_until(b"vramswap down a"))
+        terminal.press(b"q")
+        self.assert_ended_well(terminal)
+
+    def test_a_worker_that_is_killed_under_it(self):
         self.up("t0", "--no-swapon")
         terminal = self.top()
         terminal.read_until(b"serving")
-        os.kill(self.status("t0")["worker_pid"], signal.SIGKILL)
-        self.assertIn(b"worker-dead", terminal.read_until(b"vramswap down t0"))
+        dead = self.status("t0")["worker_pid"]
+        os.kill(dead, signal.SIGKILL)
+        wait_for(lambda: self.status("t0")["worker_pid"] != dead, "status knows that it is dead")
+        wait_for(lambda: self.status("t0")["state"] in ("serving", "worker-dead"), "followed, or given up by an old kernel")
         self.vramswap("down", "t0")
         terminal.press(b"q")
         self.assert_ended_well(terminal)
