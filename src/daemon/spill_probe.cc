@@ -25,7 +25,7 @@ Result<void> look_at_directory(ProbedSpill& spill) {
     if (!file) return std::move(file).error();
     spill.remark = file->remark();
     struct statvfs about {};
-    if (::fstatvfs(file->fd().get(), &about) != 0)
+    if (::fstatvfs(file->fds().front().get(), &about) != 0)
         return sys_error(fmt::format("cannot ask for the free space of {}", spill.path));
     spill.room = Bytes{kChunkBytes} * slots_above_a_tenth({std::uint64_t{about.f_blocks} * about.f_frsize},
                                                           {std::uint64_t{about.f_bavail} * about.f_frsize});

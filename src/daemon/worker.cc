@@ -162,9 +162,8 @@ class Worker {
         SpillConfig config;
         config.path = config_.spill;
         config.size_max = config_.spill_size.n == 0 ? config_.size : config_.spill_size;
-        const auto kept = held.find("spill");
-        if (deaths_ != 0 && kept == held.end()) return Error{Errc::failed, 0, "the spill was not kept"};
-        auto spill = deaths_ == 0 ? Spill::open(config) : Spill::adopt(config, kept->second.dup(), {});
+        auto spill =
+            deaths_ == 0 ? Spill::open(config) : Spill::adopt(config, PageStore::spill_kept(held), {});
         if (!spill) return std::move(spill).error();
         spill_ = std::move(*spill);
         return {};

@@ -101,6 +101,8 @@ class PageStore final : public Target {
     /// create, and failed.
     static Result<std::unique_ptr<PageStore>> take_over(std::vector<Backend*> gpus, const StoreConfig& config,
                                                         FdKeeper* keeper, const HeldFds& held);
+    /// The spill's descriptors among what was kept, for Spill::adopt; none if there was none.
+    static std::vector<UniqueFd> spill_kept(const HeldFds& held);
     /// REQUIRES: all queues destroyed. Stops the threads, gives all VRAM back; what was stored is gone.
     ~PageStore() override;
 

@@ -24,6 +24,10 @@ std::uint32_t choose_mergers(const StoreConfig& config) {
 
 constexpr std::string_view kSpillBusyKey = "spill-busy";
 
+std::string spill_key(std::size_t file) {
+    return fmt::format("spill-{}", file);
+}
+
 /// Until the disk has done what the dead process had asked it for: reads would still arrive in the stage,
 /// writes in the spill.
 Result<void> await_quiet(const HeldFds& held, int timeout_ms) {
@@ -44,6 +48,13 @@ std::uint32_t scratch_chunks(const StoreConfig& config, std::uint32_t gpus, std:
 }
 
 }  // namespace
+
+std::vector<UniqueFd> PageStore::spill_kept(const HeldFds& held) {
+    std::vector<UniqueFd> files;
+    for (auto kept = held.find(spill_key(0)); kept != held.end(); kept = held.find(spill_key(files.size())))
+        files.push_back(kept->second.dup());
+    return files;
+}
 
 std::string PageStore::segment_key(std::uint32_t number) {
     return fmt::format("segment-{}", number);
@@ -172,7 +183,9 @@ Result<void> PageStore::import_segments(const HeldFds& held) {
 
 Result<void> PageStore::keep_spill() {
     if (parts_->spill == nullptr || keeper_ == nullptr) return {};
-    if (auto kept = keeper_->keep("spill", parts_->spill->fd()); !kept) return kept;
+    const auto& files = parts_->spill->fds();
+    for (std::size_t n = 0; n < files.size(); ++n)
+        if (auto kept = keeper_->keep(spill_key(n), files[n]); !kept) return kept;
     return keeper_->keep(kSpillBusyKey, parts_->spill->busy_fd());
 }
 
@@ -254,8 +267,10 @@ PageStore::~PageStore() {
             (void)gpus_[segments[n].gpu]->free_segment(parts_->segment_id(n));
             drop(segment_key(n));  // a descriptor kept would keep the VRAM too
         }
-    if (parts_->spill != nullptr) drop(kSpillBusyKey);
-    if (parts_->spill != nullptr) drop("spill");
+    if (parts_->spill != nullptr) {
+        drop(kSpillBusyKey);
+        for (std::size_t n = 0; n < parts_->spill->fds().size(); ++n) drop(spill_key(n));
+    }
     drop("stage");
     drop("state");
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// RawIo: how the bytes of a SpillQueue get to a file and back: several operations at once, which end in any
-// order. By io_uring, or by threads where that may not be used; tests have others. Owned by its SpillQueue;
-// one thread at a time, and the one that starts an operation stays until it has ended. Making one blocks and
-// allocates, start and reap do neither.
+// RawIo: how the bytes of a SpillQueue get to its files and back: several operations at once, which end in
+// any order. By io_uring, or by threads where that may not be used; tests have others. Owned by its
+// SpillQueue; one thread at a time, and the one that starts an operation stays until it has ended. Making one
+// blocks and allocates, start and reap do neither.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +21,7 @@ class RawIo {
         Op op = Op::read;
         std::uint32_t tag = 0;  ///< the caller's, told again when it has ended
         std::uint32_t bytes = 0;
+        std::uint32_t file = 0;    ///< which of its files
         std::uint64_t offset = 0;  ///< in the file
         std::byte* memory = nullptr;
     };
@@ -50,14 +51,15 @@ class RawIo {
 /// each.
 inline constexpr int kOwnEvent = -1;
 
-/// `fd` and `event_fd` must live as long. Error unavailable: the kernel has no io_uring or does not allow it
-/// (kernel.io_uring_disabled, a seccomp filter of a container).
-/// `busy_fd`: held open by the kernel until the last operation has ended, also when this process is long
-/// dead; kNotTold: nobody is to know.
+/// The descriptors `fds` and `event_fd` must live as long. Error unavailable: the kernel has no io_uring or
+/// does not allow it (kernel.io_uring_disabled, a seccomp filter of a container). `busy_fd`: held open by the
+/// kernel until the last operation has ended, also when this process is long dead; kNotTold: nobody is to
+/// know.
 inline constexpr int kNotTold = -1;
-Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth, int event_fd, int busy_fd);
+Result<std::unique_ptr<RawIo>> make_uring_io(std::span<const int> fds, std::uint32_t depth, int event_fd,
+                                             int busy_fd);
 /// With a few threads that read and write; slower, works everywhere. Error failed: no threads.
-Result<std::unique_ptr<RawIo>> make_thread_io(int fd, std::uint32_t depth, int event_fd);
+Result<std::unique_ptr<RawIo>> make_thread_io(std::span<const int> fds, std::uint32_t depth, int event_fd);
 
 /// Empties an eventfd.
 void empty_event(int fd);

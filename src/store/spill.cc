@@ -60,9 +60,9 @@ Result<std::unique_ptr<Spill>> Spill::open(const SpillConfig& config) {
     return spill;
 }
 
-Result<std::unique_ptr<Spill>> Spill::adopt(const SpillConfig& config, UniqueFd fd,
+Result<std::unique_ptr<Spill>> Spill::adopt(const SpillConfig& config, std::vector<UniqueFd> fds,
                                             std::span<const std::uint32_t> used) {
-    auto file = SpillFile::take_over(config, std::move(fd));
+    auto file = SpillFile::take_over(config, std::move(fds));
     if (!file) return std::move(file).error();
     std::unique_ptr<Spill> spill(new Spill(config, std::move(*file)));
     if (auto made = spill->make_pipe(); !made) return std::move(made).error();
@@ -163,11 +163,13 @@ std::uint32_t Spill::room() const {
 
 Result<std::unique_ptr<SpillQueue>> Spill::make_queue(int event_fd) {
     io_remark_.clear();
-    auto io = make_io_ ? make_io_(fd().get(), SpillQueue::kDepth, event_fd)
-                       : make_uring_io(fd().get(), SpillQueue::kDepth, event_fd, busy_write_.get());
+    std::vector<int> files;
+    for (const UniqueFd& fd : fds()) files.push_back(fd.get());
+    auto io = make_io_ ? make_io_(files, SpillQueue::kDepth, event_fd)
+                       : make_uring_io(files, SpillQueue::kDepth, event_fd, busy_write_.get());
     if (!io && !make_io_) {
         io_remark_ = io.error().text() + ". The spill does with threads, which are slower";
-        io = make_thread_io(fd().get(), SpillQueue::kDepth, event_fd);
+        io = make_thread_io(files, SpillQueue::kDepth, event_fd);
     }
     if (!io) return std::move(io).error();
     auto queue = std::make_unique<SpillQueue>(std::move(*io), file_.places(), counters_);

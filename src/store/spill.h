@@ -2,7 +2,7 @@
 // Spill: where chunks go when VRAM is given back: slots of a chunk in a file or on a block device, read and
 // written through SpillQueues, which it must outlive. Its owner is the store, whose chunk table knows what is
 // in which slot; the Spill holds nothing that a new process could not have from that table and the
-// descriptor (adopt).
+// descriptors (adopt).
 //
 // A slot is taken by a thread that moves chunks, written, and given back when the chunk is gone from it. What
 // blocks is the control thread's, in maintain: it wipes what was given back, and reserves room on the disk
@@ -18,6 +18,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/io_status.h"
 #include "base/result.h"
@@ -49,9 +50,9 @@ class Spill {
 
     /// Errors of SpillFile::open. A disk without room is none: problem tells.
     static Result<std::unique_ptr<Spill>> open(const SpillConfig& config);
-    /// Takes over the descriptor of another process's spill, of which `used` are in use; all others are wiped
-    /// by and by. REQUIRES: that process has ended. Errors: usage, failed.
-    static Result<std::unique_ptr<Spill>> adopt(const SpillConfig& config, UniqueFd fd,
+    /// Takes over the descriptors of another process's spill, of which `used` are in use; all others are
+    /// wiped by and by. REQUIRES: that process has ended. Errors: usage, failed.
+    static Result<std::unique_ptr<Spill>> adopt(const SpillConfig& config, std::vector<UniqueFd> fds,
                                                 std::span<const std::uint32_t> used);
 
     /// These are in use, too. REQUIRES: no other thread uses the spill yet. Error usage: they cannot be.
@@ -98,7 +99,7 @@ class Spill {
     /// What is wrong, in sentences for users, and what they may not expect; empty if nothing is.
     [[nodiscard]] std::string problem() const;
     /// To be kept for a process that takes over.
-    [[nodiscard]] const UniqueFd& fd() const { return file_.fd(); }
+    [[nodiscard]] const std::vector<UniqueFd>& fds() const { return file_.fds(); }
     /// The same. A pipe's end, at its end of file when nothing is in flight any more that this process has
     /// begun: requests of a killed process go on for as long as the disk takes, into memory that is another's
     /// by then.

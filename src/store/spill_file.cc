@@ -48,6 +48,10 @@ constexpr std::array kNetwork{Unfit{NFS_SUPER_MAGIC, "NFS"},
                               Unfit{0x01161970 /* gfs2 */, "GFS2"},
                               Unfit{0x0BD00BD0 /* lustre */, "Lustre"}};
 
+/// Of a spill in RAM: as many as write at once (kThreads of thread_io.cc). Measured on 16 cores: one file
+/// takes 2.8 GB/s of new pages and 5 of old ones, whoever writes; four take 17.
+constexpr std::uint32_t kFilesInRam = 4;
+
 using Memory = std::unique_ptr<std::byte, decltype(&std::free)>;
 
 /// Page-aligned for direct I/O, zeroed. REQUIRES: a multiple of a page.
@@ -161,15 +165,21 @@ Result<SpillFile> SpillFile::open_file(const SpillConfig& config, dev_t device) 
     const auto magic = file_system_of(directory.get(), config.path);
     if (!magic) return magic.error();
     if (auto fit = check_file_system(*magic, config.path); !fit) return std::move(fit).error();
-    auto fd = make_unnamed(config.path, *magic);
-    if (!fd) return std::move(fd).error();
-    if (*magic == BTRFS_SUPER_MAGIC) stop_copy_on_write(fd->get());
-
-    SpillFile file(std::move(*fd), false);
-    // Its size never changes: writes beyond the end would wait for each other.
-    if (::ftruncate(file.fd_.get(), static_cast<off_t>(round_down(config.size_max.n, kChunkBytes))) != 0)
-        return sys_error(
-            fmt::format("a file in {} cannot be as large as {}", config.path, format_size(config.size_max)));
+    const std::uint64_t slots = config.size_max.n / kChunkBytes;
+    const std::uint32_t files = is_in_ram(*magic) ? kFilesInRam : 1;
+    std::vector<UniqueFd> fds;
+    for (std::uint32_t n = 0; n < files; ++n) {
+        auto fd = make_unnamed(config.path, *magic);
+        if (!fd) return std::move(fd).error();
+        if (*magic == BTRFS_SUPER_MAGIC) stop_copy_on_write(fd->get());
+        // Its size never changes: writes beyond the end would wait for each other.
+        const std::uint64_t own_slots = (slots + files - 1 - n) / files;
+        if (::ftruncate(fd->get(), static_cast<off_t>(own_slots * kChunkBytes)) != 0)
+            return sys_error(fmt::format("a file in {} cannot be as large as {}", config.path,
+                                         format_size(config.size_max)));
+        fds.push_back(std::move(*fd));
+    }
+    SpillFile file(std::move(fds), false);
     if (auto measured = file.measure(config, config.size_max.n); !measured)
         return std::move(measured).error();
     return file;
@@ -183,33 +193,42 @@ Result<SpillFile> SpillFile::open_device(const SpillConfig& config, dev_t device
                      fmt::format("{} is mounted, in use as swap or by another", config.path),
                      fmt::format("See lsblk {} and swapon --show", config.path)};
     if (!fd) return sys_error(fmt::format("cannot open {}", config.path));
-    SpillFile file(std::move(fd), true);
+    std::vector<UniqueFd> fds;
+    fds.push_back(std::move(fd));
+    SpillFile file(std::move(fds), true);
     std::uint64_t size = 0;
-    if (::ioctl(file.fd_.get(), BLKGETSIZE64, &size) != 0)
+    if (::ioctl(file.device(), BLKGETSIZE64, &size) != 0)
         return sys_error(fmt::format("cannot ask for the size of {}", config.path));
     if (auto measured = file.measure(config, size); !measured) return std::move(measured).error();
-    const auto claimed = claim_device(file.fd_.get(), config.path);
+    const auto claimed = claim_device(file.device(), config.path);
     if (!claimed) return claimed.error();
     file.initial_state_ = *claimed;
     return file;
 }
 
-Result<SpillFile> SpillFile::take_over(const SpillConfig& config, UniqueFd fd) {
-    struct stat about {};
-    if (::fstat(fd.get(), &about) != 0) return sys_error("the spill that was handed over is not open");
-    SpillFile file(std::move(fd), S_ISBLK(about.st_mode));
+Result<SpillFile> SpillFile::take_over(const SpillConfig& config, std::vector<UniqueFd> fds) {
+    if (fds.empty()) return Error{Errc::failed, 0, "the spill was not kept"};
+    bool is_device = false;
+    std::uint64_t size = 0;
+    for (const UniqueFd& fd : fds) {
+        struct stat about {};
+        if (::fstat(fd.get(), &about) != 0) return sys_error("the spill that was handed over is not open");
+        is_device = is_device || S_ISBLK(about.st_mode);
+        size += static_cast<std::uint64_t>(about.st_size);
+    }
+    SpillFile file(std::move(fds), is_device);
     file.initial_state_ = SpillSlots::State::stale;
-    auto size = static_cast<std::uint64_t>(about.st_size);
-    if (file.is_device_ && ::ioctl(file.fd_.get(), BLKGETSIZE64, &size) != 0)
+    if (file.is_device_ && ::ioctl(file.device(), BLKGETSIZE64, &size) != 0)
         return sys_error(fmt::format("cannot ask for the size of {}", config.path));
     if (auto measured = file.measure(config, size); !measured) return std::move(measured).error();
     return file;
 }
 
-/// What follows from the descriptor and `size`, that of the file or device.
+/// What follows from the descriptors and `size`, that of all the files or of the device.
 Result<void> SpillFile::measure(const SpillConfig& config, std::uint64_t size) {
     path_ = config.path;
     places_.offset = is_device_ ? kChunkBytes : 0;  // the header
+    places_.files = static_cast<std::uint32_t>(fds_.size());
     const std::uint64_t usable = std::min(config.size_max.n, size - std::min(size, places_.offset));
     // Slots are counted in 32 bits: 8 PiB.
     places_.count = static_cast<std::uint32_t>(
@@ -219,10 +238,10 @@ Result<void> SpillFile::measure(const SpillConfig& config, std::uint64_t size) {
                      fmt::format("a spill of {} in {} has no room for a chunk", format_size({usable}), path_),
                      "It needs 2 MiB, on a block device 4 MiB"};
     int sector = 0;
-    if (is_device_ && ::ioctl(fd_.get(), BLKSSZGET, &sector) == 0 && sector > static_cast<int>(kPageBytes))
+    if (is_device_ && ::ioctl(device(), BLKSSZGET, &sector) == 0 && sector > static_cast<int>(kPageBytes))
         return Error{Errc::unavailable, 0,
                      fmt::format("{} has sectors of {} bytes, larger than a page", path_, sector)};
-    const auto magic = file_system_of(fd_.get(), path_);
+    const auto magic = file_system_of(fds_.front().get(), path_);
     if (!magic) return magic.error();
     if (!is_device_ && is_in_ram(*magic))
         remark_ = fmt::format("the spill in {} is in RAM: it frees no memory", path_);
@@ -230,30 +249,45 @@ Result<void> SpillFile::measure(const SpillConfig& config, std::uint64_t size) {
 }
 
 Bytes SpillFile::on_disk() const {
-    if (is_device_) return {places_.of(places_.count)};
-    struct stat about {};
+    if (is_device_) return {places_.offset_of(places_.count)};
     constexpr std::uint64_t kBlockBytes = 512;  // of st_blocks, whatever the file system's are
-    if (::fstat(fd_.get(), &about) != 0) return {};
-    return {static_cast<std::uint64_t>(about.st_blocks) * kBlockBytes};
+    std::uint64_t blocks = 0;
+    for (const UniqueFd& fd : fds_) {
+        struct stat about {};
+        if (::fstat(fd.get(), &about) == 0) blocks += static_cast<std::uint64_t>(about.st_blocks);
+    }
+    return {blocks * kBlockBytes};
 }
 
 std::uint32_t SpillFile::room() const {
     if (is_device_) return places_.count;
     struct statvfs about {};
-    if (::fstatvfs(fd_.get(), &about) != 0) return 0;
+    if (::fstatvfs(fds_.front().get(), &about) != 0) return 0;
     const std::uint64_t slots = slots_above_a_tenth({std::uint64_t{about.f_blocks} * about.f_frsize},
                                                     {std::uint64_t{about.f_bavail} * about.f_frsize});
     return static_cast<std::uint32_t>(std::min<std::uint64_t>(slots, places_.count));
 }
 
+template <typename Change>
+bool SpillFile::for_each_part(SlotRange slots, Change change) const {
+    const std::uint32_t end = slots.first + slots.count;
+    for (std::uint32_t first = slots.first; first < std::min(end, slots.first + places_.files); ++first) {
+        const std::uint64_t count = (end - first + places_.files - 1) / places_.files;
+        int done = 0;
+        do {
+            done = change(fds_[places_.file_of(first)].get(), static_cast<off_t>(places_.offset_of(first)),
+                          static_cast<off_t>(count * kChunkBytes));
+        } while (done != 0 && errno == EINTR);
+        if (done != 0) return false;
+    }
+    return true;
+}
+
 Result<void> SpillFile::reserve(SlotRange slots) {
     if (is_device_) return {};
-    int done = 0;
-    do {
-        done = ::fallocate(fd_.get(), 0, static_cast<off_t>(places_.of(slots.first)),
-                           static_cast<off_t>(slots.count * kChunkBytes));
-    } while (done != 0 && errno == EINTR);
-    if (done == 0) return {};
+    if (for_each_part(slots,
+                      [](int fd, off_t offset, off_t bytes) { return ::fallocate(fd, 0, offset, bytes); }))
+        return {};
     if (errno == EOPNOTSUPP)
         return Error{Errc::unavailable, errno,
                      fmt::format("the file system of {} cannot reserve room (fallocate)", path_),
@@ -262,27 +296,27 @@ Result<void> SpillFile::reserve(SlotRange slots) {
 }
 
 Result<void> SpillFile::wipe(SlotRange slots) {
-    const std::uint64_t from = places_.of(slots.first);
-    const std::uint64_t bytes = slots.count * kChunkBytes;
-    int done = 0;
-    do {
-        done = ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
-                           static_cast<off_t>(bytes));
-    } while (done != 0 && errno == EINTR);
-    if (done == 0) return {};
+    const auto punch = [](int fd, off_t offset, off_t bytes) {
+        return ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
+    };
+    if (for_each_part(slots, punch)) return {};
     // A device that cannot give zeros for nothing: they are written.
-    const std::array<std::uint64_t, 2> range{from, bytes};
-    if (is_device_ && errno == EOPNOTSUPP && ::ioctl(fd_.get(), BLKZEROOUT, range.data()) == 0) return {};
+    const std::uint64_t bytes = slots.count * kChunkBytes;
+    const std::array<std::uint64_t, 2> range{places_.offset_of(slots.first), bytes};
+    if (is_device_ && errno == EOPNOTSUPP && ::ioctl(device(), BLKZEROOUT, range.data()) == 0) return {};
     return sys_error(fmt::format("cannot wipe {} of the spill {}", format_size({bytes}), path_));
 }
 
 Result<void> SpillFile::clear() {
     if (!is_device_) {
-        if (::ftruncate(fd_.get(), 0) != 0) return sys_error(fmt::format("cannot empty the spill {}", path_));
-        return {};
+        Result<void> emptied;
+        for (const UniqueFd& fd : fds_)
+            if (::ftruncate(fd.get(), 0) != 0)
+                emptied = sys_error(fmt::format("cannot empty the spill {}", path_));
+        return emptied;
     }
     const std::array<std::uint64_t, 2> header{0, kPageBytes};
-    if (::ioctl(fd_.get(), BLKZEROOUT, header.data()) != 0)
+    if (::ioctl(device(), BLKZEROOUT, header.data()) != 0)
         return sys_error(fmt::format("cannot wipe the header of {}", path_));
     return {};
 }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 // SpillFile: the file or block device under a Spill: whether it is fit for it, room, wiping. Owned by the
-// Spill; control thread only, everything blocks. It holds nothing but the descriptor and what can be learnt
-// from it again.
+// Spill; control thread only, everything blocks. It holds nothing but its descriptors and what can be learnt
+// from them again.
+//
+// A file system in RAM lets one at a time write to a file: there it is several files, each with every so many
+// slots.
 //
 // The file has no name (O_TMPFILE): no crash and no power failure leaves it behind, nobody can open, copy or
 // delete it, and its blocks are free when the last descriptor is closed. A block device begins with a header
@@ -30,7 +33,8 @@ struct SpillConfig {
     /// Numbers of our own block devices: what is on one of them would be swapped to itself.
     std::vector<dev_t> own_devices{};
     /// Makes the queues' RawIo in place of io_uring or threads; for tests of disks that fail.
-    std::function<Result<std::unique_ptr<RawIo>>(int fd, std::uint32_t depth, int event_fd)> make_io{};
+    std::function<Result<std::unique_ptr<RawIo>>(std::span<const int> fds, std::uint32_t depth, int event_fd)>
+        make_io{};
 };
 
 class SpillFile {
@@ -38,10 +42,11 @@ class SpillFile {
     /// Errors say what of `path` is not fit and what to do: usage, busy (mounted, swap, claimed), exists (a
     /// device that holds something), unavailable (a file system that cannot), not_found, failed.
     static Result<SpillFile> open(const SpillConfig& config);
-    /// One that another process opened; it stays as it is.
-    static Result<SpillFile> take_over(const SpillConfig& config, UniqueFd fd);
+    /// One that another process opened, all its descriptors in their order; it stays as it is.
+    static Result<SpillFile> take_over(const SpillConfig& config, std::vector<UniqueFd> fds);
 
-    [[nodiscard]] const UniqueFd& fd() const { return fd_; }
+    /// One, or several files.
+    [[nodiscard]] const std::vector<UniqueFd>& fds() const { return fds_; }
     [[nodiscard]] bool is_device() const { return is_device_; }
     [[nodiscard]] const SlotPlaces& places() const { return places_; }
     /// What its slots are when nobody uses any. A device's are stale if another process has left bytes there.
@@ -61,12 +66,17 @@ class SpillFile {
     Result<void> clear();
 
   private:
-    SpillFile(UniqueFd fd, bool is_device) : fd_(std::move(fd)), is_device_(is_device) {}
+    SpillFile(std::vector<UniqueFd> fds, bool is_device) : fds_(std::move(fds)), is_device_(is_device) {}
     static Result<SpillFile> open_file(const SpillConfig& config, dev_t device);
     static Result<SpillFile> open_device(const SpillConfig& config, dev_t device);
     Result<void> measure(const SpillConfig& config, std::uint64_t size);
 
-    UniqueFd fd_;
+    [[nodiscard]] int device() const { return fds_.front().get(); }
+    /// Calls `change(descriptor, offset, bytes)` for the part of `slots` in each file, until it fails.
+    template <typename Change>
+    [[nodiscard]] bool for_each_part(SlotRange slots, Change change) const;
+
+    std::vector<UniqueFd> fds_;
     bool is_device_;
     SpillSlots::State initial_state_ = SpillSlots::State::absent;
     std::string path_;

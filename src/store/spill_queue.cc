@@ -64,7 +64,8 @@ IoStatus SpillQueue::submit(const SpillRequest& request, Ticket& ticket) {
                    .rest = {.op = request.op,
                             .tag = static_cast<std::uint32_t>(place),
                             .bytes = static_cast<std::uint32_t>(pages.count * kPageBytes),
-                            .offset = places_.of(request.slot) + pages.first * kPageBytes,
+                            .file = places_.file_of(request.slot),
+                            .offset = places_.offset_of(request.slot) + pages.first * kPageBytes,
                             .memory = request.memory}};
     ++in_flight_;
     io_->start(idle->rest);

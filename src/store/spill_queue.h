@@ -31,12 +31,15 @@ struct SpillCounters {
     std::atomic<int> last_errno{0};  ///< of a failed one
 };
 
-/// Where the slots are in the file: constant.
+/// Where the slots are: constant. Of several files each has every `files`th.
 struct SlotPlaces {
     std::uint32_t count = 0;
     std::uint64_t offset = 0;  ///< of the first, bytes
-    [[nodiscard]] std::uint64_t of(std::uint32_t slot) const {
-        return offset + std::uint64_t{slot} * kChunkBytes;
+    std::uint32_t files = 1;
+    [[nodiscard]] std::uint32_t file_of(std::uint32_t slot) const { return slot % files; }
+    /// In that file.
+    [[nodiscard]] std::uint64_t offset_of(std::uint32_t slot) const {
+        return offset + std::uint64_t{slot / files} * kChunkBytes;
     }
 };
 

@@ -23,7 +23,9 @@ constexpr std::size_t kThreads = 4;
 
 class ThreadIo final : public RawIo {
   public:
-    ThreadIo(int fd, std::uint32_t depth) : fd_(fd), waiting_(depth) { done_.reserve(depth); }
+    ThreadIo(std::span<const int> fds, std::uint32_t depth) : fds_(fds.begin(), fds.end()), waiting_(depth) {
+        done_.reserve(depth);
+    }
 
     ~ThreadIo() override {
         {
@@ -89,9 +91,10 @@ class ThreadIo final : public RawIo {
         Operation operation;
         while (next(operation)) {
             const auto offset = static_cast<off_t>(operation.offset);
+            const int fd = fds_[operation.file];
             const ssize_t moved = operation.op == Op::read
-                                      ? ::pread(fd_, operation.memory, operation.bytes, offset)
-                                      : ::pwrite(fd_, operation.memory, operation.bytes, offset);
+                                      ? ::pread(fd, operation.memory, operation.bytes, offset)
+                                      : ::pwrite(fd, operation.memory, operation.bytes, offset);
             finish({operation.tag, static_cast<std::int32_t>(moved < 0 ? -errno : moved)});
         }
     }
@@ -115,7 +118,7 @@ class ThreadIo final : public RawIo {
         static_cast<void>(!::write(event_fd_, &one, sizeof one));  // far from its limit
     }
 
-    const int fd_;
+    const std::vector<int> fds_;
     UniqueFd own_event_;
     int event_fd_ = -1;
     Semaphore work_;  ///< one for each operation that waits; and one for each thread that is to stop
@@ -130,8 +133,8 @@ class ThreadIo final : public RawIo {
 
 }  // namespace
 
-Result<std::unique_ptr<RawIo>> make_thread_io(int fd, std::uint32_t depth, int event_fd) {
-    auto io = std::make_unique<ThreadIo>(fd, depth);
+Result<std::unique_ptr<RawIo>> make_thread_io(std::span<const int> fds, std::uint32_t depth, int event_fd) {
+    auto io = std::make_unique<ThreadIo>(fds, depth);
     if (auto opened = io->open(event_fd); !opened) return std::move(opened).error();
     return std::unique_ptr<RawIo>(std::move(io));
 }

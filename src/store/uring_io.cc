@@ -4,17 +4,14 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
+#include <vector>
 
 #include "base/unique_fd.h"
 #include "store/raw_io.h"
 
 namespace vramswap {
 namespace {
-
-/// In the ring's table of files, where operations find it without counting references.
-constexpr int kFile = 0;
 
 class UringIo final : public RawIo {
   public:
@@ -25,7 +22,7 @@ class UringIo final : public RawIo {
         ::io_uring_queue_exit(&ring_);
     }
 
-    Result<void> open(int fd, std::uint32_t depth, int event_fd, int busy_fd) {
+    Result<void> open(std::span<const int> fds, std::uint32_t depth, int event_fd, int busy_fd) {
         event_fd_ = event_fd;
         if (event_fd == kOwnEvent) {
             own_event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -36,9 +33,11 @@ class UringIo final : public RawIo {
         // few thousand a second that costs nothing, and it works on every kernel.
         if (const int made = ::io_uring_queue_init(depth, &ring_, 0); made < 0) return no_ring(-made);
         ring_is_open_ = true;
-        // The ring's files are closed when it is taken apart, which is when nothing is in flight any more.
-        const std::array<int, 2> files{fd, busy_fd};
-        const unsigned count = busy_fd == kNotTold ? 1 : 2;
+        // In the ring's table operations find them without counting references. It closes them when it is
+        // taken apart, which is when nothing is in flight any more.
+        std::vector<int> files(fds.begin(), fds.end());
+        if (busy_fd != kNotTold) files.push_back(busy_fd);
+        const auto count = static_cast<unsigned>(files.size());
         if (const int taken = ::io_uring_register_files(&ring_, files.data(), count); taken < 0)
             return no_ring(-taken);
         if (const int taken = ::io_uring_register_eventfd(&ring_, event_fd_); taken < 0)
@@ -49,8 +48,9 @@ class UringIo final : public RawIo {
     void start(const Operation& operation) override {
         // Never null: the ring has as many entries as operations may be in flight.
         io_uring_sqe& entry = *::io_uring_get_sqe(&ring_);
-        ::io_uring_prep_rw(operation.op == Op::read ? IORING_OP_READ : IORING_OP_WRITE, &entry, kFile,
-                           operation.memory, operation.bytes, operation.offset);
+        ::io_uring_prep_rw(operation.op == Op::read ? IORING_OP_READ : IORING_OP_WRITE, &entry,
+                           static_cast<int>(operation.file), operation.memory, operation.bytes,
+                           operation.offset);
         entry.flags = IOSQE_FIXED_FILE;
         entry.user_data = operation.tag;
         submit();
@@ -97,9 +97,10 @@ void empty_event(int fd) {
     static_cast<void>(!::read(fd, &ends, sizeof ends));
 }
 
-Result<std::unique_ptr<RawIo>> make_uring_io(int fd, std::uint32_t depth, int event_fd, int busy_fd) {
+Result<std::unique_ptr<RawIo>> make_uring_io(std::span<const int> fds, std::uint32_t depth, int event_fd,
+                                             int busy_fd) {
     auto io = std::make_unique<UringIo>();
-    if (auto opened = io->open(fd, depth, event_fd, busy_fd); !opened) return std::move(opened).error();
+    if (auto opened = io->open(fds, depth, event_fd, busy_fd); !opened) return std::move(opened).error();
     return std::unique_ptr<RawIo>(std::move(io));
 }
 

@@ -186,7 +186,7 @@ class SeedRun {
         next.gpu = std::make_unique<SimGpu>(mib(64));
         keeper_.held.erase("spill-busy");  // of a process that lives
         if (spill_ != nullptr)
-            next.adopted = std::move(*Spill::adopt(spill_->config, keeper_.held.at("spill").dup(), {}));
+            next.adopted = std::move(*Spill::adopt(spill_->config, PageStore::spill_kept(keeper_.held), {}));
         next.store = std::make_unique<SteppedStore>(std::vector<SimGpu*>{next.gpu.get()}, config(next),
                                                     &keeper_, keeper_.held);
         begin(std::move(next));

@@ -26,8 +26,8 @@ struct DiskFaults {
 
 class SteppedIo final : public RawIo {
   public:
-    SteppedIo(int fd, std::shared_ptr<DiskFaults> faults, int event_fd)
-        : fd_(fd), faults_(std::move(faults)), told_fd_(event_fd) {
+    SteppedIo(std::span<const int> fds, std::shared_ptr<DiskFaults> faults, int event_fd)
+        : fds_(fds.begin(), fds.end()), faults_(std::move(faults)), told_fd_(event_fd) {
         own_event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
         if (told_fd_ == kOwnEvent) told_fd_ = own_event_.get();
         waiting_.reserve(SpillQueue::kDepth);
@@ -60,18 +60,18 @@ class SteppedIo final : public RawIo {
         const auto at = static_cast<off_t>(o.offset);
         if (o.op == Op::write) {
             if (take_one(faults_->fail_writes)) return -EIO;
-            return static_cast<std::int32_t>(::pwrite(fd_, o.memory, o.bytes, at));
+            return static_cast<std::int32_t>(::pwrite(fds_[o.file], o.memory, o.bytes, at));
         }
         if (take_one(faults_->fail_reads)) {
             std::memset(o.memory, 0xA5, o.bytes);
             return -EIO;
         }
-        const auto n = static_cast<std::int32_t>(::pread(fd_, o.memory, o.bytes, at));
+        const auto n = static_cast<std::int32_t>(::pread(fds_[o.file], o.memory, o.bytes, at));
         if (take_one(faults_->corrupt_reads)) o.memory[o.bytes / 2] ^= std::byte{1};
         return n;
     }
 
-    const int fd_;
+    const std::vector<int> fds_;
     const std::shared_ptr<DiskFaults> faults_;
     UniqueFd own_event_;
     int told_fd_;
@@ -83,8 +83,8 @@ struct SteppedSpill {
     explicit SteppedSpill(std::uint32_t slots) {
         config.path = ::access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
         config.size_max = {std::uint64_t{slots} * kChunkBytes};
-        config.make_io = [faults = faults](int fd, std::uint32_t, int event_fd) {
-            return Result<std::unique_ptr<RawIo>>(std::make_unique<SteppedIo>(fd, faults, event_fd));
+        config.make_io = [faults = faults](std::span<const int> fds, std::uint32_t, int event_fd) {
+            return Result<std::unique_ptr<RawIo>>(std::make_unique<SteppedIo>(fds, faults, event_fd));
         };
         auto opened = Spill::open(config);
         if (!opened) throw std::runtime_error(opened.error().text());

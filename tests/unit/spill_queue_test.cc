@@ -213,7 +213,7 @@ TEST_F(SpillQueueTest, DestructionWaitsForWhatIsInFlight) {
 
 struct Engine {
     const char* name;
-    Result<std::unique_ptr<RawIo>> (*make)(int fd, std::uint32_t depth, int event_fd);
+    Result<std::unique_ptr<RawIo>> (*make)(std::span<const int> fds, std::uint32_t depth, int event_fd);
 };
 
 class SpillEngines : public ::testing::TestWithParam<Engine> {
@@ -222,7 +222,7 @@ class SpillEngines : public ::testing::TestWithParam<Engine> {
         fd.reset(::open(directory.path().c_str(), O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600));
         if (!fd) GTEST_SKIP() << "no O_DIRECT in the folder of temporary files";
         ASSERT_EQ(::ftruncate(fd.get(), kSlots * kChunkBytes), 0);
-        auto io = GetParam().make(fd.get(), SpillQueue::kDepth, kOwnEvent);
+        auto io = GetParam().make(std::array{fd.get()}, SpillQueue::kDepth, kOwnEvent);
         if (!io && io.error().code == Errc::unavailable) GTEST_SKIP() << io.error().text();
         ASSERT_TRUE(io) << io.error().text();
         queue = std::make_unique<SpillQueue>(std::move(*io), SlotPlaces{kSlots, 0}, counters);
@@ -305,9 +305,9 @@ TEST_P(SpillEngines, ReadWhatOthersWroteAndFailAtTheEnd) {
 
 TEST_P(SpillEngines, TellAnEventOfSomebodyElseAndLeaveItToThem) {
     const UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    queue =
-        std::make_unique<SpillQueue>(std::move(*GetParam().make(fd.get(), SpillQueue::kDepth, event.get())),
-                                     SlotPlaces{kSlots, 0}, counters);
+    queue = std::make_unique<SpillQueue>(
+        std::move(*GetParam().make(std::array{fd.get()}, SpillQueue::kDepth, event.get())),
+        SlotPlaces{kSlots, 0}, counters);
     EXPECT_EQ(queue->event_fd(), event.get());
     DirectBuffer buffer{kPageBytes};
     Ticket ticket = 0;
@@ -337,8 +337,9 @@ TEST_P(SpillEngines, MayBeDestroyedWithRequestsInFlight) {
 
 INSTANTIATE_TEST_SUITE_P(Spill, SpillEngines,
                          ::testing::Values(Engine{"uring",
-                                                  [](int fd, std::uint32_t depth, int event_fd) {
-                                                      return make_uring_io(fd, depth, event_fd, kNotTold);
+                                                  [](std::span<const int> fds, std::uint32_t depth,
+                                                     int event_fd) {
+                                                      return make_uring_io(fds, depth, event_fd, kNotTold);
                                                   }},
                                            Engine{"threads", make_thread_io}),
                          [](const auto& engine) { return engine.param.name; });
@@ -349,7 +350,7 @@ TEST(UringIo, HoldsWhatTellsThatItIsBusyUntilItIsGone) {
     const UniqueFd told(ends[0]);
     UniqueFd busy(ends[1]);
     const UniqueFd file(::memfd_create("vramswap-test", MFD_CLOEXEC));
-    auto io = make_uring_io(file.get(), 4, kOwnEvent, busy.get());
+    auto io = make_uring_io(std::array{file.get()}, 4, kOwnEvent, busy.get());
     if (!io) GTEST_SKIP() << "SKIPPED: " << io.error().text();
     busy.reset();
     pollfd event{told.get(), 0, 0};

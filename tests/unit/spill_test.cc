@@ -177,6 +177,12 @@ std::uint64_t traces_in(const UniqueFd& file, std::uint64_t offset) {
         std::ranges::count_if(bytes, [](std::byte b) { return b != std::byte{0}; }));
 }
 
+std::vector<UniqueFd> copies_of(const std::vector<UniqueFd>& fds) {
+    std::vector<UniqueFd> copies;
+    for (const UniqueFd& fd : fds) copies.push_back(fd.dup());
+    return copies;
+}
+
 /// All that can be had, with what maintain can do.
 std::vector<std::uint32_t> take_all(Spill& spill) {
     std::vector<std::uint32_t> slots;
@@ -212,7 +218,7 @@ TEST(Spill, GrowsAheadOfNeedAndHasNoName) {
     EXPECT_EQ(spill->problem(), "");
     EXPECT_TRUE(std::filesystem::is_empty(directory.path()));
     struct stat about {};
-    ASSERT_EQ(::fstat(spill->fd().get(), &about), 0);
+    ASSERT_EQ(::fstat(spill->fds().front().get(), &about), 0);
     EXPECT_EQ(about.st_nlink, 0u);
     EXPECT_EQ(about.st_mode & 0777u, 0600u);
     EXPECT_EQ(spill->counts().capacity, 200u);
@@ -242,7 +248,7 @@ TEST(Spill, WipesWhatIsGivenBack) {
     const auto slots = take_all(*spill);
     ASSERT_EQ(slots.size(), 4u);
     for (const std::uint32_t slot : slots) ASSERT_EQ(write_chunk(*queue, slot, 1), IoStatus::ok);
-    EXPECT_GT(traces_in(spill->fd(), kChunkBytes), kChunkBytes / 2);
+    EXPECT_GT(traces_in(spill->fds().front(), kChunkBytes), kChunkBytes / 2);
     spill->give_back(1);
     spill->give_back(2);
     std::uint32_t slot = 0;
@@ -250,8 +256,8 @@ TEST(Spill, WipesWhatIsGivenBack) {
     EXPECT_TRUE(spill->needs_maintenance());
     EXPECT_EQ(spill->counts().to_wipe, 2u);
     EXPECT_EQ(spill->maintain(), Spill::Duty::none);
-    EXPECT_EQ(traces_in(spill->fd(), kChunkBytes), 0u);
-    EXPECT_EQ(traces_in(spill->fd(), 2 * kChunkBytes), 0u);
+    EXPECT_EQ(traces_in(spill->fds().front(), kChunkBytes), 0u);
+    EXPECT_EQ(traces_in(spill->fds().front(), 2 * kChunkBytes), 0u);
     EXPECT_EQ(check_chunk(*queue, 0, 1), "");
     EXPECT_EQ(check_chunk(*queue, 3, 1), "");
     ASSERT_EQ(spill->take(slot), IoStatus::ok);
@@ -347,18 +353,19 @@ TEST(Spill, PassesToAnotherProcessByDescriptor) {
         for (const std::uint32_t slot : take_all(*spill))
             ASSERT_EQ(write_chunk(*queue, slot, 4), IoStatus::ok);
     }
-    UniqueFd kept = spill->fd().dup();
+    const std::vector<UniqueFd> kept = copies_of(spill->fds());
     spill.reset();
     constexpr std::array<std::uint32_t, 2> kUsed{4, 1};
-    EXPECT_EQ(Spill::adopt(config, kept.dup(), std::array<std::uint32_t, 1>{6}).error().code, Errc::usage);
-    spill = *Spill::adopt(config, kept.dup(), kUsed);
+    EXPECT_EQ(Spill::adopt(config, copies_of(kept), std::array<std::uint32_t, 1>{6}).error().code,
+              Errc::usage);
+    spill = *Spill::adopt(config, copies_of(kept), kUsed);
     EXPECT_EQ(spill->counts().used, 2u);
     std::uint32_t slot = 0;
     EXPECT_EQ(spill->take(slot), IoStatus::retry);
     EXPECT_TRUE(spill->needs_maintenance());
     EXPECT_EQ(spill->maintain(), Spill::Duty::none);
     for (const std::uint32_t unused : {0u, 2u, 3u, 5u})
-        EXPECT_EQ(traces_in(spill->fd(), unused * kChunkBytes), 0u) << unused;
+        EXPECT_EQ(traces_in(spill->fds().front(), unused * kChunkBytes), 0u) << unused;
     auto queue = *spill->make_queue();
     for (const std::uint32_t used : kUsed) EXPECT_EQ(check_chunk(*queue, used, 4), "");
     EXPECT_EQ(take_all(*spill), (std::vector<std::uint32_t>{0, 2, 3, 5}));
@@ -367,8 +374,42 @@ TEST(Spill, PassesToAnotherProcessByDescriptor) {
     queue.reset();
     EXPECT_TRUE(spill->close());
     struct stat about {};
-    ASSERT_EQ(::fstat(kept.get(), &about), 0);
+    ASSERT_EQ(::fstat(kept.front().get(), &about), 0);
     EXPECT_EQ(about.st_blocks, 0) << "though another descriptor is open";
+}
+
+/// Each slot is a place of its own, whichever file it is in; what is wiped is that and no other's.
+TEST(Spill, IsSeveralFilesInRam) {
+    try {
+        const SmallTmpfs disk(mib(64));
+        const SpillConfig config{disk.path(), mib(20)};
+        auto spill = must_open(config.path, config.size_max);
+        ASSERT_GT(spill->fds().size(), 1u);
+        auto queue = *spill->make_queue();
+        const auto slots = take_all(*spill);
+        ASSERT_EQ(slots.size(), 10u);
+        EXPECT_EQ(spill->counts().on_disk, mib(20));
+        for (const std::uint32_t slot : slots) ASSERT_EQ(write_chunk(*queue, slot, slot), IoStatus::ok);
+        for (const std::uint32_t gone : {2u, 3u, 4u, 7u}) spill->give_back(gone);
+        EXPECT_EQ(spill->maintain(), Spill::Duty::none);
+        EXPECT_EQ(spill->counts().ready, 4u) << "wiped, and reserved again";
+        for (const std::uint32_t gone : {2u, 3u, 4u, 7u})
+            EXPECT_EQ(check_chunk(*queue, gone, gone).empty(), false) << gone;
+
+        const std::vector<UniqueFd> kept = copies_of(spill->fds());
+        queue.reset();
+        spill = *Spill::adopt(config, copies_of(kept), std::array<std::uint32_t, 6>{0, 1, 5, 6, 8, 9});
+        EXPECT_EQ(spill->counts().capacity, 10u);
+        EXPECT_EQ(spill->maintain(), Spill::Duty::none);
+        queue = *spill->make_queue();
+        for (const std::uint32_t left : {0u, 1u, 5u, 6u, 8u, 9u})
+            EXPECT_EQ(check_chunk(*queue, left, left), "") << left;
+        queue.reset();
+        EXPECT_TRUE(spill->close());
+        EXPECT_EQ(spill->counts().on_disk, Bytes{0}) << "though others have its files open";
+    } catch (const std::system_error& error) {
+        GTEST_SKIP() << error.what();
+    }
 }
 
 TEST(Spill, MovesChunksWhileItIsMaintained) {

@@ -339,7 +339,7 @@ class SpillTakeoverTest : public TakeoverTest {
     }
     void adopt_and_take_over() {
         keeper_.held.erase("spill-busy");  // of a process that lives
-        adopted_ = std::move(*Spill::adopt(spill_->config, keeper_.held.at("spill").dup(), {}));
+        adopted_ = std::move(*Spill::adopt(spill_->config, PageStore::spill_kept(keeper_.held), {}));
         take_over();
     }
     void shrink_to_nothing() {
@@ -383,7 +383,7 @@ TEST_F(SpillTakeoverTest, WaitsForTheDiskToEndWhatTheDeadHaveBegun) {
     ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
     keeper_.held["spill-busy"] = UniqueFd(ends[0]);
     UniqueFd in_flight(ends[1]);
-    adopted_ = std::move(*Spill::adopt(spill_->config, keeper_.held.at("spill").dup(), {}));
+    adopted_ = std::move(*Spill::adopt(spill_->config, PageStore::spill_kept(keeper_.held), {}));
     StoreConfig impatient = same_config();
     impatient.quiet_timeout_ms = 0;
     const auto busy = try_to_take_over(impatient);
