@@ -5,7 +5,9 @@
 
 #include "cli/commands.h"
 #include "cli/launch.h"
+#include "ctl/messages.h"
 #include "ctl/runtime_dir.h"
+#include "sys/spawn.h"
 
 namespace vramswap {
 namespace {
@@ -18,6 +20,15 @@ Result<std::string> the_only_one() {
                  "Name the one to take down"};
 }
 
+/// With guardian and worker dead its I/O may wait for ever, and swapoff with it.
+Result<void> abandon(const std::string& device) {
+    constexpr int kTimeoutMs = 60'000;
+    auto said = run_self({"internal-abandon", device}, kTimeoutMs);
+    if (!said) return std::move(said).error();
+    if (*said == "done") return {};
+    return parse_error(*said, "the device is not ended");
+}
+
 }  // namespace
 
 int run_down(const DownOptions& options) {
@@ -27,6 +38,8 @@ int run_down(const DownOptions& options) {
     if (auto fine = check_name(*name); !fine) return report(fine.error());
     const auto status = device_status(*name);
     if (!status) return report(status.error());
+    if (status->state == "stale" && !status->device.empty())
+        if (auto ended = abandon(status->device); !ended) return report(ended.error());
     if (!status->device.empty())
         if (auto off = stop_swapping(status->device); !off) return report(off.error());
     if (auto removed = remove_device(*name); !removed) return report(removed.error());

@@ -89,6 +89,7 @@ class Guardian {
     static constexpr std::uint64_t kPauseNs = 50'000'000;
     /// So long a killed process may take to end.
     static constexpr std::uint64_t kDyingNs = 1'000'000'000;
+    static constexpr int kAbandonTimeoutMs = 60'000;
 
   public:
     Guardian(DeviceConfig config, DeviceDir dir) : config_(std::move(config)), dir_(std::move(dir)) {}
@@ -253,12 +254,21 @@ class Guardian {
             return;
         }
         log_error("worker {} of device {} {}: its I/O fails from now on", dead, config_.name, how);
+        abandon_device();
         kept_.drop_all();
         if (stop_wanted_) finished_ = true;
         write_state("worker-dead",
                     fmt::format("the worker {}; pages that were on the GPU cannot be read. Run `vramswap "
                                 "down {}`",
                                 how, config_.name));
+    }
+
+    /// Its I/O would wait for ever for a worker.
+    void abandon_device() {
+        if (!kept_.has(kFrontDeviceKey)) return;
+        const auto said = run_self({kAbandonRole, device_}, kAbandonTimeoutMs);
+        if (said && *said == "done") return;
+        log_error("{}", said ? parse_error(*said, "its device is not ended").text() : said.error().text());
     }
 
     void restart_worker() {

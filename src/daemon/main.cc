@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
     if (role == kWorkerRole) return run_worker();
     if (role == kProbeRole) return run_probe(rest());
     if (role == kSpillProbeRole) return run_spill_probe(rest());
+    if (role == kAbandonRole) return run_abandon(rest());
     if (role == kBenchRole) return run_store_bench(rest());
     return run_command(argc, argv);
 }

@@ -14,6 +14,7 @@ inline constexpr const char* kWorkerRole = "internal-worker";
 inline constexpr const char* kProbeRole = "internal-probe";
 inline constexpr const char* kSpillProbeRole = "internal-probe-spill";
 inline constexpr const char* kBenchRole = "internal-bench";
+inline constexpr const char* kAbandonRole = "internal-abandon";
 
 /// Descriptors: 3 the held lock of the runtime directory, 4 a pipe for one line about success or failure, 5
 /// the configuration (JSON in a memfd).
@@ -26,6 +27,9 @@ int run_worker();
 int run_probe(const std::vector<std::string>& arguments);
 /// Prints a ProbedSpill as JSON. Argument: a directory or block device.
 int run_spill_probe(const std::vector<std::string>& arguments);
+/// Ends a device that waits for a worker which will not come (abandon_device); prints "done" or an error as
+/// JSON. Argument: its path.
+int run_abandon(const std::vector<std::string>& arguments);
 /// Prints bench results as JSON. Argument: a BenchRequest as JSON.
 int run_store_bench(const std::vector<std::string>& arguments);
 

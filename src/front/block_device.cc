@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
 
 #include "base/log.h"
@@ -71,6 +72,23 @@ Result<UniqueFd> reserve_fd_number() {
     UniqueFd number(::eventfd(0, EFD_CLOEXEC));
     if (!number) return sys_error("eventfd failed");
     return number;
+}
+
+std::uint64_t block_device_sectors(std::string_view sys_dir, std::string_view kernel_name) {
+    std::uint64_t sectors = 0;
+    std::ifstream(fmt::format("{}/block/{}/size", sys_dir, kernel_name)) >> sectors;
+    return sectors;
+}
+
+Result<UniqueFd> name_node(const std::string& path) {
+    UniqueFd name(::open(path.c_str(), O_PATH | O_CLOEXEC));
+    if (!name) return sys_error("cannot name " + path);
+    return name;
+}
+
+std::string named_node(const UniqueFd& fd) {
+    std::error_code ignored;
+    return std::filesystem::read_symlink(fmt::format("/proc/self/fd/{}", fd.get()), ignored).filename();
 }
 
 }  // namespace vramswap

@@ -25,6 +25,9 @@ namespace vramswap {
 /// A number in SYS_DIR/block/NAME/queue; 0 if it cannot be read.
 [[nodiscard]] std::uint64_t read_queue_setting(std::string_view sys_dir, std::string_view kernel_name,
                                                std::string_view setting);
+/// Its size in sectors of 512 bytes; 0 if it cannot be read.
+[[nodiscard]] std::uint64_t block_device_sectors(std::string_view sys_dir, std::string_view kernel_name);
+
 /// Best effort, with a warning: without its settings a device is slower, not wrong.
 void write_queue_setting(std::string_view sys_dir, std::string_view kernel_name, std::string_view setting,
                          std::string_view value);
@@ -37,5 +40,10 @@ void send_requests_at_once(std::string_view sys_dir, std::string_view kernel_nam
 /// A low descriptor number, kept for the descriptor of a device that is opened later: see LoopDevice and
 /// NbdDevice.
 Result<UniqueFd> reserve_fd_number();
+
+/// A descriptor that names the device node at `path` and does not open it (O_PATH), for an FdKeeper to keep.
+Result<UniqueFd> name_node(const std::string& path);
+/// The file name of what such a descriptor names ("ublkc3"); empty if it cannot be told.
+[[nodiscard]] std::string named_node(const UniqueFd& fd);
 
 }  // namespace vramswap

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "front/block_device.h"
 #include "front/loop/loop_frontend.h"
 #include "front/nbd/nbd_frontend.h"
 #include "front/ublk/ublk_frontend.h"
@@ -39,6 +40,14 @@ Result<void> Frontend::stop() {
 
 std::vector<FrontendReport> survey_frontends() {
     return {{"ublk", ublk_problem()}, {"nbd", nbd_problem()}, {"loop", loop_problem()}};
+}
+
+Result<void> abandon_device(const std::string& path) {
+    // Loop devices end with the descriptors that were kept, nbd devices with their connections.
+    if (!kernel_name_of(path).starts_with("ublk")) return {};
+    auto ended = abandon_ublk_device(path);
+    if (!ended && ended.error().code == Errc::not_found) return {};
+    return ended;
 }
 
 Result<std::unique_ptr<Frontend>> make_frontend(std::string_view wanted) {

@@ -72,6 +72,10 @@ struct FrontendReport {
 /// All frontends of this binary, best first.
 [[nodiscard]] std::vector<FrontendReport> survey_frontends();
 
+/// Ends the device at `path`, whose process has died and which would wait for another, so that its I/O fails
+/// from now on. One that does not wait is left as it is. Errors: busy (it is being served), failed.
+Result<void> abandon_device(const std::string& path);
+
 /// Makes the named one; "auto" takes the best that survey_frontends finds usable. Errors: usage (no such
 /// name), unavailable (its problem).
 Result<std::unique_ptr<Frontend>> make_frontend(std::string_view kind);

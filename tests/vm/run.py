@@ -25,7 +25,7 @@ SCENARIO_RAM_MIB = 576  # small, so that little data is more than it; `down` wan
 OTHER_RAM_MIB = 1024
 
 # What scenarios use besides vramswap: programs of the build (may be missing in a build without tests), and of the host.
-BUILT = ("tests/frontend_contract", "tests/loop_frontend_contract", "tests/ublk_frontend_contract",
+BUILT = ("tests/verifying_load", "tests/frontend_contract", "tests/loop_frontend_contract", "tests/ublk_frontend_contract",
          "tests/nbd_frontend_contract", "tests/vm/vm_hog")
 PRELOAD = "tests/vm/libvm_huge_vram.so"
 TOOLS = ("mkfs.ext4", "fsck.ext4", "fio", "strace")

@@ -46,7 +46,8 @@ struct UblkDeviceInfo {
     std::uint64_t reserved2;
 };
 static_assert(sizeof(UblkDeviceInfo) == 64);
-inline constexpr std::uint16_t kUblkStateDead = 0;  // UBLK_S_DEV_DEAD: no block device
+inline constexpr std::uint16_t kUblkStateDead = 0;      // UBLK_S_DEV_DEAD: no block device
+inline constexpr std::uint16_t kUblkStateQuiesced = 2;  // UBLK_S_DEV_QUIESCED: it waits for another server
 
 // UBLK_F_*
 inline constexpr std::uint64_t kUblkFlagUserRecovery = 1u << 3;         // Linux 6.1
@@ -124,8 +125,10 @@ enum class UblkCommand : std::uint8_t {
     start_device = 0x06,
     stop_device = 0x07,
     set_parameters = 0x08,
-    get_features = 0x13,     // Linux 6.5; encoded form only
-    try_stop_device = 0x17,  // Linux 7.0; encoded form only
+    start_user_recovery = 0x10,  // Linux 6.1
+    end_user_recovery = 0x11,    // Linux 6.1
+    get_features = 0x13,         // Linux 6.5; encoded form only
+    try_stop_device = 0x17,      // Linux 7.0; encoded form only
     fetch = 0x20,
     commit_and_fetch = 0x21,
 };

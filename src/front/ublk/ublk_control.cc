@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -24,7 +25,7 @@ constexpr __kernel_timespec kSomeSeconds{5, 0};
 constexpr std::uint64_t kTheCommand = 1;
 constexpr std::uint64_t kItsCancellation = 2;
 
-/// In server_flags of our devices, above the pid of the process that made them: "vram".
+/// In server_flags of our devices, above the pid of their owner: "vram".
 constexpr std::uint64_t kOurMark = 0x7672616d;
 
 UblkControlCommand about(std::uint32_t device) {
@@ -44,6 +45,10 @@ UblkControlCommand about(std::uint32_t device, T& buffer) {
     command.bytes = sizeof buffer;
     command.address = reinterpret_cast<std::uintptr_t>(&buffer);
     return command;
+}
+
+bool has_no_server(const UblkDeviceInfo& info) {
+    return info.state == kUblkStateDead || info.state == kUblkStateQuiesced;
 }
 
 /// Waits for the command's completion, after a time with less patience.
@@ -87,18 +92,16 @@ int run_command(int fd, std::uint32_t opcode, const UblkControlCommand& argument
     return result;
 }
 
-/// The N of "ublkcN", or nothing.
-std::optional<std::uint32_t> device_number(const std::string& name) {
-    constexpr std::string_view kPrefix = "ublkc";
-    if (!name.starts_with(kPrefix)) return std::nullopt;
+}  // namespace
+
+std::optional<std::uint32_t> ublk_number(std::string_view name, std::string_view prefix) {
+    if (!name.starts_with(prefix)) return std::nullopt;
     std::uint32_t number = 0;
     const char* const end = name.data() + name.size();
-    const auto parsed = std::from_chars(name.data() + kPrefix.size(), end, number);
+    const auto parsed = std::from_chars(name.data() + prefix.size(), end, number);
     if (parsed.ec != std::errc() || parsed.ptr != end) return std::nullopt;
     return number;
 }
-
-}  // namespace
 
 Result<UblkControl> UblkControl::open(const UblkHost& host) {
     auto fd = open_ublk_control(host);
@@ -143,11 +146,11 @@ void UblkControl::learn_features() {
     if (execute(UblkCommand::get_features, about(kUblkAnyDevice, features)) >= 0) features_ = features;
 }
 
-Result<UblkDeviceInfo> UblkControl::add(UblkDeviceInfo wanted) {
+Result<UblkDeviceInfo> UblkControl::add(UblkDeviceInfo wanted, pid_t owner) {
     wanted.flags &=
         features_ | kUblkFlagUserRecovery | kUblkFlagUserRecoveryReissue;  // these: older than GET_FEATURES
     wanted.device = kUblkAnyDevice;
-    wanted.server_flags = kOurMark << 32 | static_cast<std::uint32_t>(::getpid());
+    wanted.server_flags = kOurMark << 32 | static_cast<std::uint32_t>(owner);
     UblkDeviceInfo info = wanted;
     int result = execute(UblkCommand::add_device, about(kUblkAnyDevice, info));
     // What 6.0 to 6.3 answer to an encoded number; ENODEV since they look for the device first.
@@ -164,6 +167,17 @@ Result<UblkDeviceInfo> UblkControl::add(UblkDeviceInfo wanted) {
     return error;
 }
 
+Result<UblkDeviceInfo> UblkControl::look_at(std::uint32_t device) {
+    UblkDeviceInfo info{};
+    int result = execute(UblkCommand::get_device_info, about(device, info));
+    if (features_ == 0 && (result == -EINVAL || result == -EOPNOTSUPP)) {  // as in add
+        dialect_ = UblkDialect::legacy;
+        result = execute(UblkCommand::get_device_info, about(device, info));
+    }
+    if (result >= 0 && info.server_flags >> 32 == kOurMark) return info;
+    return Error{Errc::not_found, -std::min(result, 0), fmt::format("ublk device {} is not ours", device)};
+}
+
 Result<void> UblkControl::set_parameters(std::uint32_t device, const UblkParameters& parameters) {
     UblkControlCommand command = about(device, parameters);
     command.bytes = kUblkParameterBytes;
@@ -174,6 +188,19 @@ Result<void> UblkControl::start(std::uint32_t device) {
     UblkControlCommand command = about(device);
     command.data = static_cast<std::uint64_t>(::getpid());
     return expect_success(UblkCommand::start_device, command, "start");
+}
+
+Result<void> UblkControl::start_recovery(std::uint32_t device) {
+    const int result = execute(UblkCommand::start_user_recovery, about(device));
+    if (result >= 0) return {};
+    return Error{result == -EBUSY ? Errc::busy : Errc::failed, -result,
+                 fmt::format("the ublk driver does not give us device {} of a dead process", device)};
+}
+
+Result<void> UblkControl::end_recovery(std::uint32_t device) {
+    UblkControlCommand command = about(device);
+    command.data = static_cast<std::uint64_t>(::getpid());
+    return expect_success(UblkCommand::end_user_recovery, command, "go on with us");
 }
 
 Result<void> UblkControl::try_stop(std::uint32_t device) {
@@ -198,24 +225,33 @@ Result<void> UblkControl::remove(std::uint32_t device) {
     return Error{Errc::failed, -result, fmt::format("the ublk driver cannot remove device {}", device)};
 }
 
-bool UblkControl::is_abandoned(std::uint32_t device) const {
-    UblkDeviceInfo info{};
-    if (execute(UblkCommand::get_device_info, about(device, info)) < 0) return false;
-    // A living process of ours may be between ADD_DEV and START_DEV.
-    const auto pid = static_cast<pid_t>(info.server_flags & 0xffffffff);
-    return info.state == kUblkStateDead && info.server_flags >> 32 == kOurMark && ::kill(pid, 0) != 0 &&
-           errno == ESRCH;
+bool UblkControl::is_abandoned(std::uint32_t device) {
+    const auto info = look_at(device);
+    if (!info) return false;
+    // A living process of ours may be between ADD_DEV and START_DEV, or about to start another server.
+    const auto owner = static_cast<pid_t>(info->server_flags & 0xffffffff);
+    return has_no_server(*info) && ::kill(owner, 0) != 0 && errno == ESRCH;
+}
+
+Result<void> UblkControl::remove_without_server(std::uint32_t device) {
+    const auto info = look_at(device);
+    if (!info) return info.error();
+    if (!has_no_server(*info))
+        return Error{Errc::busy, 0, fmt::format("ublk device {} has a server", device)};
+    if (auto stopped = stop(device); !stopped) return stopped;
+    return remove(device);
 }
 
 void UblkControl::remove_abandoned(const UblkHost& host) {
     std::error_code ignored;
     std::vector<std::uint32_t> devices;
     for (const auto& entry : std::filesystem::directory_iterator(host.dev_dir, ignored))
-        if (const auto number = device_number(entry.path().filename())) devices.push_back(*number);
+        if (const auto number = ublk_number(entry.path().filename().native(), "ublkc"))
+            devices.push_back(*number);
     for (const std::uint32_t device : devices) {
         if (!is_abandoned(device)) continue;
         log_info("removing ublk device {}, left by a process that has died", device);
-        if (auto removed = remove(device); !removed) log_warning("{}", removed.error().text());
+        if (auto removed = remove_without_server(device); !removed) log_warning("{}", removed.error().text());
     }
 }
 

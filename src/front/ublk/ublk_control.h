@@ -9,7 +9,11 @@
 // first reads.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
+#include <optional>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -24,12 +28,20 @@ class UblkControl {
   public:
     static Result<UblkControl> open(const UblkHost& host);
 
-    /// Makes /dev/ublkcN. Of `wanted.flags` those are dropped that the kernel does not know. Returns what the
-    /// kernel made of it; from here on dialect() is known.
-    Result<UblkDeviceInfo> add(UblkDeviceInfo wanted);
+    /// Makes /dev/ublkcN, marked as ours and its `owner`'s: as long as that process lives, the device is not
+    /// abandoned. Of `wanted.flags` those are dropped that the kernel does not know. Returns what the kernel
+    /// made of it; from here on dialect() is known.
+    Result<UblkDeviceInfo> add(UblkDeviceInfo wanted, pid_t owner);
+    /// What the kernel has of a device of ours; from here on dialect() is known. Error not_found: it is not.
+    Result<UblkDeviceInfo> look_at(std::uint32_t device);
     Result<void> set_parameters(std::uint32_t device, const UblkParameters& parameters);
     /// Makes /dev/ublkbN. REQUIRES: every tag of every queue is fetched, and its threads serve.
     Result<void> start(std::uint32_t device);
+    /// A device whose server has died is to have this process as another one. Error busy: the kernel has not
+    /// finished with the dead one.
+    Result<void> start_recovery(std::uint32_t device);
+    /// Sends the new server what waits, first what the dead one had not answered. REQUIRES: as start.
+    Result<void> end_recovery(std::uint32_t device);
     /// Removes /dev/ublkbN if nobody has it open. Errors: busy. REQUIRES: kUblkFlagSafeStop.
     Result<void> try_stop(std::uint32_t device);
     /// Removes /dev/ublkbN whoever uses it, when all requests in flight are complete. Not an error if there
@@ -39,9 +51,11 @@ class UblkControl {
     /// stays in use; then this returns busy after some seconds, and the kernel goes on by itself when they
     /// close it.
     Result<void> remove(std::uint32_t device);
-    /// Removes devices that dead processes of ours left: /dev/ublkcN without a block device. Failures are
-    /// logged.
+    /// Removes devices that dead processes of ours left: /dev/ublkcN without a block device, or with one that
+    /// waits for a server. Failures are logged.
     void remove_abandoned(const UblkHost& host);
+    /// The same for one device, whoever its owner is.
+    Result<void> remove_without_server(std::uint32_t device);
 
     [[nodiscard]] UblkDialect dialect() const { return dialect_; }
 
@@ -54,11 +68,14 @@ class UblkControl {
     Result<void> expect_success(UblkCommand command, const UblkControlCommand& arguments,
                                 const char* what) const;
     void learn_features();
-    [[nodiscard]] bool is_abandoned(std::uint32_t device) const;
+    [[nodiscard]] bool is_abandoned(std::uint32_t device);
 
     UniqueFd fd_;
     UblkDialect dialect_ = UblkDialect::encoded;
     std::uint64_t features_ = 0;
 };
+
+/// The N of "ublkcN" or "ublkbN", as `prefix` says; or nothing.
+[[nodiscard]] std::optional<std::uint32_t> ublk_number(std::string_view name, std::string_view prefix);
 
 }  // namespace vramswap

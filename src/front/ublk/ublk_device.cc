@@ -3,11 +3,13 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <bit>
 #include <cerrno>
 #include <ctime>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "front/block_device.h"
@@ -16,10 +18,15 @@
 namespace vramswap {
 namespace {
 
-/// USER_RECOVERY | USER_RECOVERY_REISSUE make the device wait when its server dies, and go on with another
-/// one. As long as no other one comes, that would be for ever, and swapoff with it: so they are off until the
-/// guardian starts a new worker that takes the device over.
-constexpr std::uint64_t kRecoveryFlags = 0;
+/// They make the device wait when its server dies, and go on with another one, which is sent again what the
+/// dead one had not answered. As long as no other one comes, that is for ever, and swapoff waits with it:
+/// only for devices with an owner who ends that.
+constexpr std::uint64_t kRecoveryFlags = kUblkFlagUserRecovery | kUblkFlagUserRecoveryReissue;
+
+/// Until the kernel has finished with a dead server: longer than the half minute after which 6.12 notices a
+/// death if all tags were in flight (the block layer's time-out).
+constexpr std::uint64_t kDeathTimeoutNs = 60'000'000'000;
+constexpr timespec kDeathPause{0, 5'000'000};
 
 /// udev looks at a block device for some milliseconds after its last writer closed it, swapoff included. So
 /// an opener that claims nothing is given this long to go away.
@@ -52,12 +59,12 @@ UblkParameters parameters_for(Bytes size) {
 }  // namespace
 
 Result<std::unique_ptr<UblkDevice>> UblkDevice::create(const UblkHost& host, Target& target,
-                                                       std::uint16_t queues) {
+                                                       std::uint16_t queues, std::optional<pid_t> owner) {
     auto control = UblkControl::open(host);
     if (!control) return std::move(control).error();
     control->remove_abandoned(host);
     std::unique_ptr<UblkDevice> device(new UblkDevice(host, std::move(*control)));
-    if (auto added = device->add(queues); !added) return std::move(added).error();
+    if (auto added = device->add(queues, owner); !added) return std::move(added).error();
     if (auto configured = device->configure(target.size()); !configured) return std::move(configured).error();
     if (auto started = device->start_queues(target); !started) return std::move(started).error();
     if (auto started = device->control_.start(device->info_->device); !started)
@@ -66,19 +73,66 @@ Result<std::unique_ptr<UblkDevice>> UblkDevice::create(const UblkHost& host, Tar
     return device;
 }
 
-Result<void> UblkDevice::add(std::uint16_t queues) {
+Result<std::unique_ptr<UblkDevice>> UblkDevice::take_over(const UblkHost& host, Target& target,
+                                                          std::uint32_t number) {
+    auto control = UblkControl::open(host);
+    if (!control) return std::move(control).error();
+    std::unique_ptr<UblkDevice> device(new UblkDevice(host, std::move(*control)));
+    device->is_anothers_ = true;
+    if (auto adopted = device->adopt(number, target.size()); !adopted) return std::move(adopted).error();
+    if (auto started = device->start_queues(target); !started) return std::move(started).error();
+    if (auto ended = device->control_.end_recovery(number); !ended) return std::move(ended).error();
+    device->is_anothers_ = false;
+    return device;
+}
+
+/// Up to where the kernel waits for our threads.
+Result<void> UblkDevice::adopt(std::uint32_t number, Bytes size) {
+    auto info = control_.look_at(number);
+    if (!info) return std::move(info).error();
+    info_ = *info;
+    kernel_name_ = fmt::format("ublkb{}", number);
+    path_ = fmt::format("{}/{}", host_.dev_dir, kernel_name_);
+    if (info_->depth > kUblkDepth || info_->io_bytes_max > kUblkTransferBytes)
+        return Error{Errc::failed, 0, path_ + " was made for larger requests than we take"};
+    if (const auto sectors = block_device_sectors("/sys", kernel_name_); sectors * kSectorBytes != size.n)
+        return Error{Errc::failed, 0,
+                     fmt::format("{} has {} bytes, not {}", path_, sectors * kSectorBytes, size.n)};
+    const std::uint64_t deadline = now_ns() + kDeathTimeoutNs;
+    auto started = control_.start_recovery(number);
+    while (!started && started.error().code == Errc::busy && now_ns() < deadline) {
+        ::nanosleep(&kDeathPause, nullptr);
+        started = control_.start_recovery(number);
+    }
+    return started ? open() : started;
+}
+
+Result<void> UblkDevice::add(std::uint16_t queues, std::optional<pid_t> owner) {
     UblkDeviceInfo wanted{};
     wanted.queues = queues;
     wanted.depth = kUblkDepth;
     wanted.io_bytes_max = kUblkTransferBytes;
     // Nobody partitions it, and a scan would hold it open when it shall be stopped.
-    wanted.flags = kUblkFlagIoctlEncoded | kUblkFlagNoPartitionScan | kRecoveryFlags;
-    auto info = control_.add(wanted);
+    wanted.flags = kUblkFlagIoctlEncoded | kUblkFlagNoPartitionScan;
+    if (owner) wanted.flags |= kRecoveryFlags;
+    auto info = control_.add(wanted, owner.value_or(::getpid()));
     if (!info) return std::move(info).error();
     info_ = *info;
     kernel_name_ = fmt::format("ublkb{}", info_->device);
     path_ = fmt::format("{}/{}", host_.dev_dir, kernel_name_);
-    const std::string character = fmt::format("{}/ublkc{}", host_.dev_dir, info_->device);
+    return open();
+}
+
+std::string UblkDevice::server_path() const {
+    return fmt::format("{}/ublkc{}", host_.dev_dir, info_->device);
+}
+
+bool UblkDevice::can_be_taken_over() const {
+    return (info_->flags & kRecoveryFlags) == kRecoveryFlags;
+}
+
+Result<void> UblkDevice::open() {
+    const std::string character = server_path();
     device_.reset(::open(character.c_str(), O_RDWR | O_CLOEXEC));
     if (device_) return {};
     if (errno == ENOENT)
@@ -131,7 +185,7 @@ Result<void> UblkDevice::stop_once() {
 
 UblkDevice::~UblkDevice() {
     if (!info_) return;
-    if (!stopped_) {
+    if (!stopped_ && !is_anothers_) {
         // A request that waits for room in the target would keep STOP_DEV waiting.
         for (auto& queue : queues_) queue->tell(UblkQueue::Phase::refusing);
         if (auto stopped = control_.stop(info_->device); !stopped) log_warning("{}", stopped.error().text());
@@ -140,6 +194,7 @@ UblkDevice::~UblkDevice() {
     for (auto& queue : queues_) queue->join();
     queues_.clear();
     device_.reset();
+    if (is_anothers_) return;
     if (auto removed = control_.remove(info_->device); !removed) log_warning("{}", removed.error().text());
 }
 

@@ -2,12 +2,16 @@
 #include "front/ublk/ublk_frontend.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <optional>
+#include <string_view>
 #include <thread>
 #include <utility>
 
 #include "base/log.h"
+#include "front/block_device.h"
 #include "front/ublk/ublk_device.h"
 
 namespace vramswap {
@@ -15,6 +19,8 @@ namespace {
 
 constexpr std::uint32_t kQueuesDefaultMax = 4;  // each costs locked memory: see kUblkDepth
 constexpr std::uint32_t kQueuesMax = 64;
+constexpr std::string_view kBlockPrefix = "ublkb";
+constexpr std::string_view kServerPrefix = "ublkc";
 
 /// The kernel makes no more than it has CPUs.
 std::uint16_t queue_count(std::uint32_t wanted) {
@@ -36,14 +42,54 @@ class UblkFrontend final : public Frontend {
         if (target.size().n == 0 || target.size().n % kPageBytes != 0)
             return Error{Errc::usage, 0,
                          fmt::format("{} bytes are not whole pages of 4 KiB", target.size().n)};
-        auto device = UblkDevice::create(host_, target, queue_count(options.threads));
+        // Its owner is who started this process, and starts the next.
+        const auto owner = options.keeper == nullptr ? std::nullopt : std::optional<pid_t>(::getppid());
+        auto device = UblkDevice::create(host_, target, queue_count(options.threads), owner);
         if (!device) return std::move(device).error().in("ublk frontend");
+        if (options.keeper != nullptr)
+            if (auto kept = keep(*options.keeper, **device, options.name); !kept)
+                return std::move(kept).error().in("ublk frontend");
         device_ = std::move(*device);
         return device_->path();
     }
 
+    Result<std::string> do_take_over(Target& target, const FrontendOptions& options,
+                                     const HeldFds& held) override {
+        const auto kept = held.find(kFrontDeviceKey);
+        const auto number =
+            kept == held.end() ? std::nullopt : ublk_number(named_node(kept->second), kServerPrefix);
+        if (!number)
+            return Error{Errc::unavailable, 0,
+                         fmt::format("nobody kept the name of the ublk device of {}", options.name),
+                         "It takes a guardian and Linux 6.1 or later"};
+        auto device = UblkDevice::take_over(host_, target, *number);
+        if (!device) return std::move(device).error().in("ublk frontend");
+        device_ = std::move(*device);
+        keeper_ = options.keeper;
+        return device_->path();
+    }
+
+    /// Its name is enough: what else belongs to it the kernel keeps. Not that of its block device, whose
+    /// users are looked for by it (ublk_users.h).
+    Result<void> keep(FdKeeper& keeper, const UblkDevice& device, const std::string& name) {
+        if (!device.can_be_taken_over()) {
+            log_warning(
+                "no process can take over {} if this one dies: under the ublk frontend it needs "
+                "Linux 6.1",
+                name);
+            return {};
+        }
+        auto named = name_node(device.server_path());
+        if (!named) return std::move(named).error();
+        keeper_ = &keeper;
+        return keeper.keep(kFrontDeviceKey, *named);
+    }
+
     Result<void> do_stop() override {
         if (auto stopped = device_->stop(); !stopped) return stopped;
+        if (keeper_ != nullptr)
+            if (auto dropped = keeper_->drop(kFrontDeviceKey); !dropped)
+                log_warning("{}", std::move(dropped).error().in("ublk frontend").text());
         last_ = device_->counters();
         device_.reset();
         return {};
@@ -55,6 +101,7 @@ class UblkFrontend final : public Frontend {
     }
 
     const UblkHost host_;
+    FdKeeper* keeper_ = nullptr;  // of the device's name, or null
     FrontendCounters last_;
     std::unique_ptr<UblkDevice> device_;
 };
@@ -71,6 +118,14 @@ std::string ublk_problem() {
 
 std::unique_ptr<Frontend> make_ublk_frontend_in(UblkHost host) {
     return std::make_unique<UblkFrontend>(std::move(host));
+}
+
+Result<void> abandon_ublk_device(const std::string& path) {
+    const auto number = ublk_number(kernel_name_of(path), kBlockPrefix);
+    if (!number) return Error{Errc::usage, 0, path + " is no ublk device"};
+    auto control = UblkControl::open({});
+    if (!control) return std::move(control).error();
+    return control->remove_without_server(*number);
 }
 
 std::string ublk_problem_in(const UblkHost& host) {

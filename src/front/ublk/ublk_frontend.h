@@ -18,7 +18,11 @@ namespace vramswap {
 /// Loads the driver's module if it is missing.
 [[nodiscard]] std::string ublk_problem();
 
-/// The same two with other folders in the place of /dev and /proc: for tests of what happens when things are
+/// Ends a device that waits for a server, whoever uses it: its I/O fails from now on. `path`: "/dev/ublkb3".
+/// Errors: usage, not_found (it is not ours), busy (it has a server), and those of UblkControl.
+Result<void> abandon_ublk_device(const std::string& path);
+
+/// The first two with other folders in the place of /dev and /proc: for tests of what happens when things are
 /// missing.
 [[nodiscard]] std::unique_ptr<Frontend> make_ublk_frontend_in(UblkHost host);
 [[nodiscard]] std::string ublk_problem_in(const UblkHost& host);
