@@ -21,9 +21,9 @@ Result<std::string> the_only_one() {
 }
 
 /// With guardian and worker dead its I/O may wait for ever, and swapoff with it.
-Result<void> abandon(const std::string& device) {
-    constexpr int kTimeoutMs = 60'000;
-    auto said = run_self({"internal-abandon", device}, kTimeoutMs);
+Result<void> abandon(const DeviceStatus& status) {
+    constexpr int kTimeoutMs = 70'000;
+    auto said = run_self({"internal-abandon", status.device, status.name}, kTimeoutMs);
     if (!said) return std::move(said).error();
     if (*said == "done") return {};
     return parse_error(*said, "the device is not ended");
@@ -39,7 +39,7 @@ int run_down(const DownOptions& options) {
     const auto status = device_status(*name);
     if (!status) return report(status.error());
     if (status->state == "stale" && !status->device.empty())
-        if (auto ended = abandon(status->device); !ended) return report(ended.error());
+        if (auto ended = abandon(*status); !ended) return report(ended.error());
     if (!status->device.empty())
         if (auto off = stop_swapping(status->device); !off) return report(off.error());
     if (auto removed = remove_device(*name); !removed) return report(removed.error());

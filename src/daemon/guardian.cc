@@ -89,7 +89,7 @@ class Guardian {
     static constexpr std::uint64_t kPauseNs = 50'000'000;
     /// So long a killed process may take to end.
     static constexpr std::uint64_t kDyingNs = 1'000'000'000;
-    static constexpr int kAbandonTimeoutMs = 60'000;
+    static constexpr int kAbandonTimeoutMs = 70'000;
 
   public:
     Guardian(DeviceConfig config, DeviceDir dir) : config_(std::move(config)), dir_(std::move(dir)) {}
@@ -266,7 +266,7 @@ class Guardian {
     /// Its I/O would wait for ever for a worker.
     void abandon_device() {
         if (!kept_.has(kFrontDeviceKey)) return;
-        const auto said = run_self({kAbandonRole, device_}, kAbandonTimeoutMs);
+        const auto said = run_self({kAbandonRole, device_, config_.name}, kAbandonTimeoutMs);
         if (said && *said == "done") return;
         log_error("{}", said ? parse_error(*said, "its device is not ended").text() : said.error().text());
     }

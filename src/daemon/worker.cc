@@ -97,6 +97,7 @@ class Worker {
             if (!guardian_gone_ && store_->must_be_followed()) make_way();
             if (by_hand_->end_of_the_dead()) orders_have_changed();
             store_->maintain();
+            frontend_->maintain();
             log_drain();
         }
     }

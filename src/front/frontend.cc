@@ -42,12 +42,11 @@ std::vector<FrontendReport> survey_frontends() {
     return {{"ublk", ublk_problem()}, {"nbd", nbd_problem()}, {"loop", loop_problem()}};
 }
 
-Result<void> abandon_device(const std::string& path) {
-    // Loop devices end with the descriptors that were kept, nbd devices with their connections.
-    if (!kernel_name_of(path).starts_with("ublk")) return {};
-    auto ended = abandon_ublk_device(path);
-    if (!ended && ended.error().code == Errc::not_found) return {};
-    return ended;
+Result<void> abandon_device(const std::string& path, const std::string& name) {
+    const std::string kernel_name = kernel_name_of(path);
+    if (kernel_name.starts_with("ublk")) return abandon_ublk_device(path);
+    if (kernel_name.starts_with("nbd")) return abandon_nbd_device(path, name);
+    return {};  // loop devices end with the descriptors that were kept
 }
 
 Result<std::unique_ptr<Frontend>> make_frontend(std::string_view wanted) {

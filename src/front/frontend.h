@@ -43,6 +43,10 @@ class Frontend {
     /// it; returns its path. Requests that it has not answered are carried out again. On failure the device
     /// stays as it is. Errors: unavailable (this frontend or kernel cannot), failed.
     Result<std::string> take_over(Target& target, const FrontendOptions& options, const HeldFds& held);
+    /// To be called every second or so while it serves.
+    void maintain() {
+        if (state_ == State::serving) do_maintain();
+    }
     /// Removes the device after every request has completed. REQUIRES: no longer swap, not mounted; else busy
     /// and the device goes on serving. Idempotent after success.
     Result<void> stop();
@@ -54,6 +58,7 @@ class Frontend {
     virtual Result<std::string> do_start(Target& target, const FrontendOptions& options) = 0;
     virtual Result<std::string> do_take_over(Target& target, const FrontendOptions& options,
                                              const HeldFds& held);
+    virtual void do_maintain() {}
     virtual Result<void> do_stop() = 0;
     [[nodiscard]] virtual std::string_view do_kind() const = 0;
     [[nodiscard]] virtual FrontendCounters do_counters() const = 0;
@@ -72,9 +77,10 @@ struct FrontendReport {
 /// All frontends of this binary, best first.
 [[nodiscard]] std::vector<FrontendReport> survey_frontends();
 
-/// Ends the device at `path`, whose process has died and which would wait for another, so that its I/O fails
-/// from now on. One that does not wait is left as it is. Errors: busy (it is being served), failed.
-Result<void> abandon_device(const std::string& path);
+/// Ends the device at `path` that was the device `name`, whose process has died and which would wait for
+/// another, so that its I/O fails from now on. One that does not wait, or is another's by now, is left as it
+/// is. Waits until the kernel has noticed the death. Errors: busy (it is still being served), failed.
+Result<void> abandon_device(const std::string& path, const std::string& name);
 
 /// Makes the named one; "auto" takes the best that survey_frontends finds usable. Errors: usage (no such
 /// name), unavailable (its problem).

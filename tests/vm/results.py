@@ -17,6 +17,11 @@ ALLOWED = (
     ("contract", r"block nbd\d+: (Send disconnect failed -32|(Receive|Send) control failed \(result -32\))$"),
     ("contract", r"block nbd\d+: (Request send failed, requeueing|Dead connection, failed to find a fallback)$"),
     ("contract", r"Dev nbd\d+: unable to read RDB block \d+$"),
+    # So does this one, and lets one stand still for longer than the request timeout.
+    ("takeover", r"block nbd\d+: (Send disconnect failed -32|(Receive|Send) control failed \(result -(32|104)\))$"),
+    ("takeover", r"block nbd\d+: (Request send failed, requeueing|Dead connection, failed to find a fallback)$"),
+    ("takeover", r"block nbd\d+: Connection timed out, retrying \(\d/\d alive\)$"),
+    ("takeover", r"I/O error, dev (loop|ublkb|nbd)\d+, sector"),
     # How the driver tells of every disconnect.
     (None, r"block nbd\d+: shutting down sockets$"),
     # "N callbacks suppressed": of a message that was judged where it was shown.

@@ -26,6 +26,9 @@ constexpr unsigned kRoundsBeforeYield = 64;
 
 /// A second look at a full target even if its event never comes.
 constexpr int kRoomTimeoutMs = 1000;
+/// What changes pages is not carried out longer than this after the last look at the connection: less than
+/// the request timeouts of nbd_frontend.cc.
+constexpr std::uint64_t kAliveNs = 1'000'000'000;
 /// When the kernel has no memory for a reply: nothing tells us when it has.
 constexpr int kStarvedTimeoutMs = 1;
 
@@ -82,8 +85,10 @@ void NbdConnection::main(void* self) {
         log_event(LogLevel::warning, "no real-time priority for replies: they may wait for memory, errno",
                   static_cast<std::uint64_t>(errno));
     connection.ready_.count_down();
+    connection.alive_at_ns_ = now_ns();
     connection.serve();
     connection.end();
+    connection.has_ended_.store(true, std::memory_order_release);
 }
 
 void NbdConnection::serve() {
@@ -158,9 +163,25 @@ void NbdConnection::begin(NbdSlot& slot) {
 }
 
 void NbdConnection::submit(NbdSlot& slot) {
+    if (slot.op != BlockRequest::Op::read && !is_alive()) {
+        state_ = State::lost;
+        return;
+    }
     const IoStatus status = queue_->submit(slot);
     if (status == IoStatus::retry) waiting_.push(slot);
     if (is_final(status)) complete(slot);
+}
+
+/// Asked of the kernel only if that was long ago. If it has given up a request, it has shut its end down
+/// before, and may have sent it over another connection, and a newer write after it: carried out now, the old
+/// one would overwrite that. This thread may have stood still (SIGSTOP) at any point.
+bool NbdConnection::is_alive() {
+    const std::uint64_t now = now_ns();
+    if (now - alive_at_ns_ < kAliveNs) return true;
+    pollfd end{socket_.get(), 0, 0};
+    if (::poll(&end, 1, 0) != 0) return false;
+    alive_at_ns_ = now;
+    return true;
 }
 
 bool NbdConnection::complete_finished() {
@@ -206,8 +227,7 @@ void NbdConnection::wait() {
                                {shared_.stop.fd(), POLLIN, 0}}};
     const int ready = ::poll(fds.data(), fds.size(), timeout_ms);
     if (ready < 0) return;
-    // The kernel has shut its end down: it takes no replies any more and may have sent what is waiting here
-    // to another connection. Carried out now, an old write could overwrite a newer one.
+    // The kernel has shut its end down: see is_alive.
     if ((fds[0].revents & (POLLHUP | POLLERR)) != 0) {
         state_ = State::lost;
         return;

@@ -15,6 +15,7 @@
 // sends us out of its reserves. Errors: no_memory, failed, and those of the target.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <latch>
 #include <memory>
@@ -51,6 +52,8 @@ class NbdConnection {
     /// Waits for its end, which comes after StopSignal::request or with the end of the connection.
     void join();
     [[nodiscard]] int socket() const { return socket_.get(); }
+    /// The kernel has dropped it, or was out of step: nothing is in flight here any more. Control thread.
+    [[nodiscard]] bool has_ended() const { return has_ended_.load(std::memory_order_acquire); }
     void add_counters(FrontendCounters& sum) const { counters_.add_to(sum); }
 
   private:
@@ -72,6 +75,7 @@ class NbdConnection {
     bool take_requests();
     void begin(NbdSlot& slot);
     void submit(NbdSlot& slot);
+    [[nodiscard]] bool is_alive();
     bool complete_finished();
     void submit_waiting();
     void complete(NbdSlot& slot);
@@ -98,7 +102,9 @@ class NbdConnection {
     NbdIo input_ = NbdIo::moved;                                   // what the last read did
     NbdIo output_ = NbdIo::moved;                                  // what the last send did
     unsigned rounds_without_progress_ = 0;
+    std::uint64_t alive_at_ns_ = 0;  // the kernel had not dropped the connection
     // Self-synchronised.
+    std::atomic<bool> has_ended_{false};
     std::latch ready_{1};
     IoCounters counters_;
 };

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <ctime>
 #include <fstream>
 
@@ -42,6 +43,22 @@ bool are_hung_up(std::span<const int> our_ends, int timeout_ms) {
 
 }  // namespace
 
+std::optional<std::uint32_t> nbd_index(std::string_view kernel_name) {
+    constexpr std::string_view kPrefix = "nbd";
+    if (!kernel_name.starts_with(kPrefix)) return std::nullopt;
+    std::uint32_t index = 0;
+    const char* const end = kernel_name.data() + kernel_name.size();
+    const auto parsed = std::from_chars(kernel_name.data() + kPrefix.size(), end, index);
+    if (parsed.ec != std::errc() || parsed.ptr != end) return std::nullopt;
+    return index;
+}
+
+std::string nbd_backend(const NbdSystem& system, std::string_view kernel_name) {
+    std::string backend;
+    std::getline(std::ifstream(fmt::format("{}/block/{}/backend", system.sys_dir, kernel_name)), backend);
+    return backend;
+}
+
 NbdDevice::NbdDevice(NbdSystem system, NbdNetlink netlink, NbdSettings settings, std::uint32_t index,
                      UniqueFd number)
     : system_(std::move(system)),
@@ -66,6 +83,22 @@ Result<NbdDevice> NbdDevice::attach(const NbdSystem& system, const NbdSettings& 
         return std::move(ready).error();
     }
     return device;
+}
+
+Result<NbdDevice> NbdDevice::adopt(const NbdSystem& system, const NbdSettings& settings, UniqueFd kept) {
+    const std::string name = named_node(kept);
+    const auto index = nbd_index(name);
+    if (!index) return Error{Errc::failed, 0, fmt::format("what was kept is '{}' and no nbd device", name)};
+    auto netlink = NbdNetlink::open(system.family);
+    if (!netlink) return std::move(netlink).error();
+    NbdDevice device(system, std::move(*netlink), settings, *index, std::move(kept));
+    if (!device.is_ours()) return Error{Errc::failed, 0, device.path() + " has been disconnected"};
+    if (auto checked = device.check_geometry(); !checked) return std::move(checked).error();
+    return device;
+}
+
+Result<void> NbdDevice::reconnect(int kernel_end) {
+    return netlink_.reconnect(index_, settings_.backend, kernel_end);
 }
 
 Result<void> NbdDevice::make_ready() {
@@ -122,9 +155,6 @@ void NbdDevice::tune_queue() const {
 }
 
 Result<void> NbdDevice::detach(std::span<const int> our_ends) {
-    // It says so at once and by name; the safety lies in DISCONNECT_ON_CLOSE.
-    if (const std::string who = block_device_claimed_by(path_); !who.empty())
-        return block_device_busy(path_, who);
     if (::fsync(device_.get()) != 0) log_warning("{}", sys_error("cannot write out " + path_).text());
     if (auto closed = close(); !closed) return closed;
     // At once if we were the only user; else as soon as the last one goes.
@@ -145,9 +175,7 @@ void NbdDevice::abandon() {
 bool NbdDevice::is_ours() {
     const auto in_use = netlink_.is_in_use(index_);
     if (in_use && !*in_use) return false;
-    std::string backend;
-    std::getline(std::ifstream(fmt::format("{}/block/{}/backend", system_.sys_dir, kernel_name_)), backend);
-    return backend == settings_.backend;
+    return nbd_backend(system_, kernel_name_) == settings_.backend;
 }
 
 void NbdDevice::wait_until_released() {

@@ -13,6 +13,9 @@
 //   goes after swapoff or unmounting. Without the flag it would stay connected to nothing until somebody
 //   runs `nbd-client -d`.
 //
+// Where somebody keeps a copy of our descriptor for a process that takes over, the device lives until that is
+// closed too: when it is taken over, or abandoned first, or when its keeper dies.
+//
 // The price: a dying process that is the last to have the device open writes its dirty page cache out, to
 // sockets that it serves itself. If the kernel closes the sockets first, those writes fail at once; else they
 // wait for the request timeout. A dying process closes its descriptors from the highest number to the lowest
@@ -20,8 +23,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/result.h"
@@ -38,6 +43,11 @@ struct NbdSystem {
     std::string family = "nbd";
 };
 
+/// The number of "nbd3"; none if that is no name of such a device.
+[[nodiscard]] std::optional<std::uint32_t> nbd_index(std::string_view kernel_name);
+/// What /sys/block/nbdN/backend shows of the device of that name; empty if it is not connected.
+[[nodiscard]] std::string nbd_backend(const NbdSystem& system, std::string_view kernel_name);
+
 class NbdDevice {
   public:
     /// Connects a free device to the sockets (the kernel's ends), opens it in the place of `number`
@@ -45,19 +55,29 @@ class NbdDevice {
     /// device is disconnected. Errors: unavailable (no driver, no permission, no device node), failed.
     static Result<NbdDevice> attach(const NbdSystem& system, const NbdSettings& settings,
                                     std::span<const int> kernel_ends, UniqueFd number);
+    /// Goes on with the device of a process that has died; `kept` is a copy of its descriptor. All its
+    /// connections are dead or will be in a moment: see reconnect. On failure nothing changes. Errors:
+    /// failed.
+    static Result<NbdDevice> adopt(const NbdSystem& system, const NbdSettings& settings, UniqueFd kept);
     NbdDevice(NbdDevice&&) = default;
     NbdDevice& operator=(NbdDevice&&) = default;
     /// Closes our descriptor: the device goes now, or with its last user.
     ~NbdDevice() = default;
 
     /// Ends the device, or says busy and changes nothing. What was written through the page cache is written
-    /// out first. `our_ends`: of the sockets; they tell that the device is gone.
+    /// out first. `our_ends`: of the sockets; they tell that the device is gone. REQUIRES: nobody has a copy
+    /// of descriptor().
     Result<void> detach(std::span<const int> our_ends);
+
+    /// As NbdNetlink::reconnect.
+    Result<void> reconnect(int kernel_end);
 
     /// Ends the device whoever uses it: what they have in flight fails now, and not when the request timeout
     /// expires.
     void abandon();
 
+    /// While a copy of it exists, the device does not end.
+    [[nodiscard]] const UniqueFd& descriptor() const { return device_; }
     /// "/dev/nbd3"
     [[nodiscard]] const std::string& path() const { return path_; }
 

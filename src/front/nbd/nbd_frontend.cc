@@ -10,12 +10,14 @@
 
 #include <algorithm>
 #include <array>
+#include <ctime>
 #include <filesystem>
 #include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "front/block_device.h"
 #include "front/kernel_module.h"
@@ -32,18 +34,27 @@ namespace fs = std::filesystem;
 constexpr std::uint32_t kConnectionsDefaultMax = 4;
 constexpr std::uint32_t kConnectionsMax = 16;
 
-// What happens to I/O when this process dies or stands still. A dead worker is not replaced yet, so I/O has
-// to fail and must not hang for ever. Whoever replaces it sets both (RECONFIGURE): a long dead-connection
-// timeout, a short request timeout.
-//
-/// When the last socket is gone, requests not yet sent fail at once.
-constexpr std::uint64_t kDeadConnectionTimeoutSeconds = 0;
-/// Requests that were sent and not answered are found by this timer alone: they fail when it expires. 0 would
-/// not mean "never": with several sockets it is 30 s, and with one socket they hang until somebody
-/// disconnects the device. The same timer ends a connection to a living worker that is too slow, and four of
-/// those are the end of the device and its data; so it is as long as can be below the 120 s after which the
-/// kernel warns of hung tasks.
-constexpr std::uint64_t kRequestTimeoutSeconds = 90;
+/// What happens to I/O when this process dies or stands still.
+struct Timeouts {
+    /// When the last socket is gone, requests not yet sent wait so long for another, then they fail.
+    std::uint64_t dead_connection_s;
+    /// Requests that were sent and not answered are found by this timer alone. It ends their connection, also
+    /// one to a living process that is too slow, and they are sent over another one; if there is none any
+    /// more, they wait for it as above. 0 would not mean "never": with several sockets it is 30 s, and with
+    /// one socket they hang until somebody disconnects the device.
+    std::uint64_t request_s;
+};
+/// Nobody takes over: I/O fails at once, or as late as can be below the 120 s after which the kernel warns of
+/// hung tasks, since the connections of a slow worker are the device and its data.
+constexpr Timeouts kUnfollowed{.dead_connection_s = 0, .request_s = 90};
+/// Somebody does, or this process itself connects again. What the dead process had read waits for the timer:
+/// that is the pause of whoever asked for it. And a swapoff ends, at the latest, five minutes after the
+/// deaths of both processes.
+constexpr Timeouts kFollowed{.dead_connection_s = 300, .request_s = 5};
+
+/// Until the kernel has noticed that a dead process's sockets are closed.
+constexpr std::uint64_t kReconnectTimeoutNs = 30'000'000'000;
+constexpr timespec kReconnectPause{0, 2'000'000};
 
 /// No SEND_FLUSH, so no write cache: what is acknowledged is as safe as it will ever be. No ROTATIONAL: swap
 /// would use one CPU's cluster for all.
@@ -55,6 +66,11 @@ constexpr std::uint64_t kServerFlags = nbd_abi::kServerHasFlags | nbd_abi::kServ
 /// that the replies need too: no more than keeps us busy.
 constexpr int kOurBufferBytes = 1 << 20;
 constexpr int kKernelsBufferBytes = 128 << 10;
+
+/// /sys/block/nbdN/backend shows it: that is how our devices are found.
+std::string backend_name(const std::string& name) {
+    return "vramswap-" + name;
+}
 
 std::uint32_t connection_count(std::uint32_t wanted) {
     if (wanted != 0) return std::min(wanted, kConnectionsMax);
@@ -105,6 +121,15 @@ Result<void> check(const NbdSystem& system) {
     return {};
 }
 
+NbdSettings settings_for(const Target& target, const FrontendOptions& options) {
+    const Timeouts& timeouts = options.keeper == nullptr ? kUnfollowed : kFollowed;
+    return {.size = target.size(),
+            .server_flags = kServerFlags,
+            .request_timeout_s = timeouts.request_s,
+            .dead_connection_timeout_s = timeouts.dead_connection_s,
+            .backend = backend_name(options.name)};
+}
+
 struct SocketPair {
     UniqueFd ours, kernels;
 };
@@ -136,16 +161,26 @@ class NbdFrontend final : public Frontend {
 
   private:
     Result<std::string> do_start(Target& target, const FrontendOptions& options) override;
+    Result<std::string> do_take_over(Target& target, const FrontendOptions& options,
+                                     const HeldFds& held) override;
+    void do_maintain() override;
     Result<void> do_stop() override;
     [[nodiscard]] std::string_view do_kind() const override { return "nbd"; }
     [[nodiscard]] FrontendCounters do_counters() const override;
 
     Result<void> serve(Target& target, const FrontendOptions& options);
+    Result<void> go_on(Target& target, const FrontendOptions& options, UniqueFd kept);
+    Result<UniqueFd> make_connection(Target& target, std::uint32_t number, int fd_above);
+    Result<void> replace(std::uint32_t number);
+    Result<void> keep();
+    void drop_kept();
     Result<std::vector<UniqueFd>> start_connections(Target& target, std::uint32_t count, int fd_above);
     void end_connections();
 
     const NbdSystem system_;
-    FrontendCounters ended_;  // of the connections that are gone
+    Target* target_ = nullptr;
+    FdKeeper* keeper_ = nullptr;  // of the device's descriptor, or null
+    FrontendCounters ended_;      // of the connections that are gone
     std::unique_ptr<StopSignal> stop_;
     std::vector<std::unique_ptr<NbdConnection>> connections_;
     std::optional<NbdDevice> device_;
@@ -158,6 +193,7 @@ NbdFrontend::~NbdFrontend() {
         log_error("{}", std::move(stopped).error().in("abandoned").text());
         device_->abandon();
     }
+    drop_kept();
     // The sockets go before our descriptor of the device: see NbdDevice.
     end_connections();
 }
@@ -190,16 +226,85 @@ Result<void> NbdFrontend::serve(Target& target, const FrontendOptions& options) 
     if (!kernel_ends) return std::move(kernel_ends).error();
     std::vector<int> sockets;
     for (const auto& end : *kernel_ends) sockets.push_back(end.get());
-    // /sys/block/nbdN/backend shows "vramswap-NAME": that is how our devices are found.
-    const NbdSettings settings{.size = target.size(),
-                               .server_flags = kServerFlags,
-                               .request_timeout_s = kRequestTimeoutSeconds,
-                               .dead_connection_timeout_s = kDeadConnectionTimeoutSeconds,
-                               .backend = "vramswap-" + options.name};
-    auto device = NbdDevice::attach(system_, settings, sockets, std::move(*number));
+    auto device = NbdDevice::attach(system_, settings_for(target, options), sockets, std::move(*number));
     if (!device) return std::move(device).error();
     device_.emplace(std::move(*device));
+    target_ = &target;
+    keeper_ = options.keeper;
+    if (keeper_ == nullptr) return {};
+    auto kept = keep();
+    if (!kept) {
+        device_->abandon();
+        device_.reset();
+    }
+    return kept;
+}
+
+Result<std::string> NbdFrontend::do_take_over(Target& target, const FrontendOptions& options,
+                                              const HeldFds& held) {
+    const auto kept = held.find(kFrontDeviceKey);
+    if (kept == held.end())
+        return Error{Errc::unavailable, 0,
+                     fmt::format("nobody kept the descriptor of the nbd device of {}", options.name),
+                     "It takes a guardian"};
+    auto copy = kept->second.dup();
+    if (!copy) return sys_error("cannot duplicate the descriptor of the nbd device");
+    if (auto serving = go_on(target, options, std::move(copy)); !serving) {
+        end_connections();
+        device_.reset();
+        return std::move(serving).error().in("nbd frontend");
+    }
+    return device_->path();
+}
+
+Result<void> NbdFrontend::go_on(Target& target, const FrontendOptions& options, UniqueFd kept) {
+    auto device = NbdDevice::adopt(system_, settings_for(target, options), std::move(kept));
+    if (!device) return std::move(device).error();
+    device_.emplace(std::move(*device));
+    auto kernel_ends =
+        start_connections(target, connection_count(options.threads), device_->descriptor().get());
+    if (!kernel_ends) return std::move(kernel_ends).error();
+    const std::uint64_t deadline = now_ns() + kReconnectTimeoutNs;
+    for (const auto& end : *kernel_ends) {
+        auto connected = device_->reconnect(end.get());
+        while (!connected && connected.error().code == Errc::busy && now_ns() < deadline) {
+            ::nanosleep(&kReconnectPause, nullptr);
+            connected = device_->reconnect(end.get());
+        }
+        if (!connected) return connected;
+    }
+    target_ = &target;
+    keeper_ = options.keeper;
     return {};
+}
+
+/// The kernel has given up connections of a process that stood still.
+void NbdFrontend::do_maintain() {
+    if (keeper_ == nullptr || !device_) return;
+    for (std::uint32_t n = 0; n < connections_.size(); ++n) {
+        if (!connections_[n]->has_ended()) continue;
+        if (auto replaced = replace(n); !replaced)
+            log_warning("{}", std::move(replaced).error().in("nbd frontend").text());
+    }
+}
+
+Result<void> NbdFrontend::replace(std::uint32_t number) {
+    connections_[number]->join();
+    connections_[number]->add_counters(ended_);
+    auto kernel_end = make_connection(*target_, number, device_->descriptor().get());
+    if (!kernel_end) return std::move(kernel_end).error();
+    return device_->reconnect(kernel_end->get());
+}
+
+/// For a process that takes over. The same open file: as long as the keeper has it, the device does not end.
+Result<void> NbdFrontend::keep() {
+    return keeper_->keep(kFrontDeviceKey, device_->descriptor());
+}
+
+void NbdFrontend::drop_kept() {
+    if (keeper_ == nullptr) return;
+    if (auto dropped = keeper_->drop(kFrontDeviceKey); !dropped)
+        log_warning("{}", std::move(dropped).error().in("nbd frontend").text());
 }
 
 /// Returns the kernel's ends.
@@ -210,22 +315,40 @@ Result<std::vector<UniqueFd>> NbdFrontend::start_connections(Target& target, std
     stop_ = std::move(*stop);
     std::vector<UniqueFd> kernel_ends;
     for (std::uint32_t i = 0; i < count; ++i) {
-        auto pair = make_socket_pair(fd_above);
-        if (!pair) return std::move(pair).error();
-        auto connection = NbdConnection::make({target, *stop_}, std::move(pair->ours));
-        if (!connection) return std::move(connection).error();
-        connections_.push_back(std::move(*connection));
-        kernel_ends.push_back(std::move(pair->kernels));
+        auto kernel_end = make_connection(target, i, fd_above);
+        if (!kernel_end) return std::move(kernel_end).error();
+        kernel_ends.push_back(std::move(*kernel_end));
     }
-    for (std::uint32_t i = 0; i < count; ++i)
-        if (auto started = connections_[i]->start(i); !started) return std::move(started).error();
     return kernel_ends;
 }
 
+/// A new one, or in the place of one that has ended. Returns the kernel's end.
+Result<UniqueFd> NbdFrontend::make_connection(Target& target, std::uint32_t number, int fd_above) {
+    auto pair = make_socket_pair(fd_above);
+    if (!pair) return std::move(pair).error();
+    auto connection = NbdConnection::make({target, *stop_}, std::move(pair->ours));
+    if (!connection) return std::move(connection).error();
+    if (auto started = (*connection)->start(number); !started) return std::move(started).error();
+    if (number == connections_.size())
+        connections_.push_back(std::move(*connection));
+    else
+        connections_[number] = std::move(*connection);
+    return std::move(pair->kernels);
+}
+
 Result<void> NbdFrontend::do_stop() {
+    // It says so at once and by name; the safety lies in DISCONNECT_ON_CLOSE.
+    if (const std::string who = block_device_claimed_by(device_->path()); !who.empty())
+        return block_device_busy(device_->path(), who);
     std::vector<int> sockets;
     for (const auto& connection : connections_) sockets.push_back(connection->socket());
-    if (auto detached = device_->detach(sockets); !detached) return detached;
+    drop_kept();
+    if (auto detached = device_->detach(sockets); !detached) {
+        if (keeper_ != nullptr)
+            if (auto kept = keep(); !kept) log_warning("{}", kept.error().text());
+        return detached;
+    }
+    keeper_ = nullptr;
     end_connections();
     device_.reset();
     return {};
@@ -253,6 +376,16 @@ std::string nbd_problem() {
 
 std::unique_ptr<Frontend> make_nbd_frontend_in(NbdSystem system) {
     return std::make_unique<NbdFrontend>(std::move(system));
+}
+
+Result<void> abandon_nbd_device(const std::string& path, const std::string& name) {
+    const NbdSystem system;
+    const std::string kernel_name = kernel_name_of(path);
+    const auto index = nbd_index(kernel_name);
+    if (!index || nbd_backend(system, kernel_name) != backend_name(name)) return {};
+    auto netlink = NbdNetlink::open(system.family);
+    if (!netlink) return std::move(netlink).error();
+    return netlink->disconnect(*index);
 }
 
 std::string nbd_problem_in(const NbdSystem& system) {

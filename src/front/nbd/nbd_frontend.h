@@ -18,7 +18,11 @@ namespace vramswap {
 /// can. Loads the driver if it is not there.
 [[nodiscard]] std::string nbd_problem();
 
-/// The same two with other places for /dev, /sys and modprobe: for tests of what happens when something is
+/// Ends a device that was `name`'s, whoever uses it; another's is left as it is. `path`: "/dev/nbd3". Errors:
+/// those of NbdNetlink.
+Result<void> abandon_nbd_device(const std::string& path, const std::string& name);
+
+/// The first two with other places for /dev, /sys and modprobe: for tests of what happens when something is
 /// missing.
 [[nodiscard]] std::unique_ptr<Frontend> make_nbd_frontend_in(NbdSystem system);
 [[nodiscard]] std::string nbd_problem_in(const NbdSystem& system);

@@ -101,6 +101,12 @@ class Message {
         content();
         if (message_) check(::nla_nest_end(get(), begin));
     }
+    void sockets(std::span<const int> fds) {
+        nested(nbd_abi::kAttrSockets, [&] {
+            for (const int fd : fds)
+                nested(nbd_abi::kSockItem, [&] { u32(nbd_abi::kSockFd, static_cast<std::uint32_t>(fd)); });
+        });
+    }
     /// Null if something did not fit.
     [[nodiscard]] nl_msg* get() const { return message_.get(); }
 
@@ -172,11 +178,7 @@ Result<std::uint32_t> NbdNetlink::connect(const NbdSettings& settings, std::span
     message.u64(nbd_abi::kAttrServerFlags, settings.server_flags);
     message.u64(nbd_abi::kAttrClientFlags, 0);
     message.text(nbd_abi::kAttrBackend, settings.backend);
-    message.nested(nbd_abi::kAttrSockets, [&] {
-        for (const int fd : sockets)
-            message.nested(nbd_abi::kSockItem,
-                           [&] { message.u32(nbd_abi::kSockFd, static_cast<std::uint32_t>(fd)); });
-    });
+    message.sockets(sockets);
     auto answer = request(socket_.get(), message, "connect a network block device");
     if (!answer) return std::move(answer).error();
     if (!answer->index)
@@ -192,6 +194,20 @@ Result<void> NbdNetlink::set_client_flags(std::uint32_t index, const std::string
     message.u64(nbd_abi::kAttrClientFlags, flags);
     auto answer = request(socket_.get(), message, fmt::format("change nbd{}", index));
     if (!answer) return std::move(answer).error();
+    return {};
+}
+
+Result<void> NbdNetlink::reconnect(std::uint32_t index, const std::string& backend, int socket) {
+    Message message(family_, nbd_abi::kNetlinkReconfigure);
+    message.u32(nbd_abi::kAttrIndex, index);
+    message.text(nbd_abi::kAttrBackend, backend);
+    message.sockets(std::array{socket});
+    auto answer = exchange(socket_.get(), message);
+    if (!answer) return std::move(answer).error();
+    const std::string what = fmt::format("take another connection of nbd{}", index);
+    // What nbd_reconnect_socket says if no socket is marked as dead.
+    if (answer->error == ENOSPC) return Error{Errc::busy, ENOSPC, "the kernel has no need to " + what};
+    if (answer->error != 0) return kernel_error(answer->error, what);
     return {};
 }
 

@@ -36,6 +36,9 @@ class NbdNetlink {
     /// Sets the client flags of a device; all else stays, and must: a change of size waits for requests in
     /// flight.
     Result<void> set_client_flags(std::uint32_t index, const std::string& backend, std::uint64_t flags);
+    /// A connection in the place of one that is dead. `socket`: as for connect. Requests may come before this
+    /// returns. Error busy: none is dead, or is known to be yet.
+    Result<void> reconnect(std::uint32_t index, const std::string& backend, int socket);
     /// Ends a device whoever uses it; what is in flight fails. The device is free again when nobody has it
     /// open. None is connected under this number: fine.
     Result<void> disconnect(std::uint32_t index);

@@ -10,12 +10,14 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/log.h"
 
 namespace vramswap {
@@ -93,6 +95,25 @@ int run_command(int fd, std::uint32_t opcode, const UblkControlCommand& argument
 }
 
 }  // namespace
+
+pid_t owner_of(const UblkDeviceInfo& info) {
+    return static_cast<pid_t>(info.server_flags & 0xffffffff);
+}
+
+bool is_alive(pid_t process) {
+    return ::kill(process, 0) == 0 || errno != ESRCH;
+}
+
+Result<void> retry_while_busy(const std::function<Result<void>()>& attempt) {
+    constexpr timespec kPause{0, 5'000'000};
+    const std::uint64_t deadline = now_ns() + kUblkDeathTimeoutNs;
+    auto done = attempt();
+    while (!done && done.error().code == Errc::busy && now_ns() < deadline) {
+        ::nanosleep(&kPause, nullptr);
+        done = attempt();
+    }
+    return done;
+}
 
 std::optional<std::uint32_t> ublk_number(std::string_view name, std::string_view prefix) {
     if (!name.starts_with(prefix)) return std::nullopt;
@@ -229,8 +250,7 @@ bool UblkControl::is_abandoned(std::uint32_t device) {
     const auto info = look_at(device);
     if (!info) return false;
     // A living process of ours may be between ADD_DEV and START_DEV, or about to start another server.
-    const auto owner = static_cast<pid_t>(info->server_flags & 0xffffffff);
-    return has_no_server(*info) && ::kill(owner, 0) != 0 && errno == ESRCH;
+    return has_no_server(*info) && !is_alive(owner_of(*info));
 }
 
 Result<void> UblkControl::remove_without_server(std::uint32_t device) {

@@ -12,6 +12,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -74,6 +75,16 @@ class UblkControl {
     UblkDialect dialect_ = UblkDialect::encoded;
     std::uint64_t features_ = 0;
 };
+
+/// The process that a device of ours is marked with.
+[[nodiscard]] pid_t owner_of(const UblkDeviceInfo& info);
+[[nodiscard]] bool is_alive(pid_t process);
+
+/// Until the kernel has finished with a dead server: longer than the half minute after which 6.12 notices a
+/// death if all tags were in flight (the block layer's time-out).
+inline constexpr std::uint64_t kUblkDeathTimeoutNs = 60'000'000'000;
+/// Again and again as long as it says busy and that time is not over.
+Result<void> retry_while_busy(const std::function<Result<void>()>& attempt);
 
 /// The N of "ublkcN" or "ublkbN", as `prefix` says; or nothing.
 [[nodiscard]] std::optional<std::uint32_t> ublk_number(std::string_view name, std::string_view prefix);

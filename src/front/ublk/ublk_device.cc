@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <ctime>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "front/block_device.h"
@@ -22,11 +21,6 @@ namespace {
 /// dead one had not answered. As long as no other one comes, that is for ever, and swapoff waits with it:
 /// only for devices with an owner who ends that.
 constexpr std::uint64_t kRecoveryFlags = kUblkFlagUserRecovery | kUblkFlagUserRecoveryReissue;
-
-/// Until the kernel has finished with a dead server: longer than the half minute after which 6.12 notices a
-/// death if all tags were in flight (the block layer's time-out).
-constexpr std::uint64_t kDeathTimeoutNs = 60'000'000'000;
-constexpr timespec kDeathPause{0, 5'000'000};
 
 /// udev looks at a block device for some milliseconds after its last writer closed it, swapoff included. So
 /// an opener that claims nothing is given this long to go away.
@@ -98,12 +92,7 @@ Result<void> UblkDevice::adopt(std::uint32_t number, Bytes size) {
     if (const auto sectors = block_device_sectors("/sys", kernel_name_); sectors * kSectorBytes != size.n)
         return Error{Errc::failed, 0,
                      fmt::format("{} has {} bytes, not {}", path_, sectors * kSectorBytes, size.n)};
-    const std::uint64_t deadline = now_ns() + kDeathTimeoutNs;
-    auto started = control_.start_recovery(number);
-    while (!started && started.error().code == Errc::busy && now_ns() < deadline) {
-        ::nanosleep(&kDeathPause, nullptr);
-        started = control_.start_recovery(number);
-    }
+    auto started = retry_while_busy([&] { return control_.start_recovery(number); });
     return started ? open() : started;
 }
 

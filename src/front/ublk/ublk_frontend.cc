@@ -122,10 +122,14 @@ std::unique_ptr<Frontend> make_ublk_frontend_in(UblkHost host) {
 
 Result<void> abandon_ublk_device(const std::string& path) {
     const auto number = ublk_number(kernel_name_of(path), kBlockPrefix);
-    if (!number) return Error{Errc::usage, 0, path + " is no ublk device"};
+    if (!number) return {};
     auto control = UblkControl::open({});
     if (!control) return std::move(control).error();
-    return control->remove_without_server(*number);
+    const auto info = control->look_at(*number);
+    if (!info) return {};
+    const auto owner = owner_of(*info);
+    if (owner != ::getppid() && is_alive(owner)) return {};
+    return retry_while_busy([&] { return control->remove_without_server(*number); });
 }
 
 std::string ublk_problem_in(const UblkHost& host) {

@@ -18,8 +18,9 @@ namespace vramswap {
 /// Loads the driver's module if it is missing.
 [[nodiscard]] std::string ublk_problem();
 
-/// Ends a device that waits for a server, whoever uses it: its I/O fails from now on. `path`: "/dev/ublkb3".
-/// Errors: usage, not_found (it is not ours), busy (it has a server), and those of UblkControl.
+/// Ends a device that waits for a server, whoever uses it: its I/O fails from now on. Another's is left as it
+/// is. `path`: "/dev/ublkb3". Waits for the kernel to notice the server's death. Errors: busy (it has a
+/// server), and those of UblkControl.
 Result<void> abandon_ublk_device(const std::string& path);
 
 /// The first two with other folders in the place of /dev and /proc: for tests of what happens when things are
