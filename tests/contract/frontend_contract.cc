@@ -21,6 +21,7 @@
 #include "base/units.h"
 #include "front/frontend.h"
 #include "support/block_device.h"
+#include "support/local_keeper.h"
 #include "support/ram_target.h"
 
 namespace vramswap::test {
@@ -403,7 +404,87 @@ TEST_P(FrontendContract, LeavesNothingWhenTheTargetFailsDuringStart) {
     EXPECT_EQ(what_stays(before), "");
 }
 
+// ---- a process that takes over ----
+
+/// A device whose frontend has a keeper.
+class KeptDevice : public FrontendContract {
+  protected:
+    /// False if this kernel cannot.
+    [[nodiscard]] bool start(LocalKeeper& keeper) {
+        frontend_ = std::move(*make_frontend(GetParam()));
+        started_ = frontend_->start(target_, {.name = unique_device_name(), .keeper = &keeper});
+        return keeper.keeps() != 0;
+    }
+    static constexpr const char* kCannot = "on this kernel no process can take over from another";
+
+    RamTarget target_{mib(2)};
+    std::unique_ptr<Frontend> frontend_;
+    Result<std::string> started_ = Error{};
+};
+
+TEST_P(KeptDevice, IsTheKeepersFromStartToStopAndNotBeyond) {
+    const Held before = what_is_held();
+    {
+        LocalKeeper keeper;
+        if (!start(keeper)) GTEST_SKIP() << kCannot;
+        ASSERT_TRUE(started_) << started_.error().text();
+        EXPECT_TRUE(keeper.held().contains(kFrontDeviceKey));
+        const std::size_t kept = keeper.held().size();
+        {
+            const UniqueFd device = open_device(*started_);
+            EXPECT_FALSE(frontend_->stop());
+            EXPECT_EQ(keeper.held().size(), kept) << "a device that goes on being served can be taken over";
+        }
+        const auto stopped = frontend_->stop();
+        EXPECT_TRUE(stopped) << stopped.error().text();
+        EXPECT_TRUE(keeper.held().empty());
+        frontend_.reset();
+    }
+    EXPECT_EQ(what_stays(before), "");
+}
+
+TEST_P(KeptDevice, AStartWhoseKeeperFailsLeavesNothing) {
+    const Held before = what_is_held();
+    for (const unsigned fails_at : {1u, 2u}) {
+        LocalKeeper keeper(fails_at);
+        if (!start(keeper)) GTEST_SKIP() << kCannot;
+        if (keeper.keeps() < fails_at) {  // it keeps but one
+            EXPECT_TRUE(frontend_->stop());
+        } else {
+            EXPECT_FALSE(started_);
+            EXPECT_TRUE(keeper.held().empty());
+        }
+        frontend_.reset();
+    }
+    EXPECT_EQ(what_stays(before), "");
+}
+
+TEST_P(KeptDevice, DestructionUnderAUserEndsWithErrorsAndIsNotTheKeepersAnyMore) {
+    const Held before = what_is_held();
+    {
+        LocalKeeper keeper;
+        if (!start(keeper)) GTEST_SKIP() << kCannot;
+        ASSERT_TRUE(started_) << started_.error().text();
+        const UniqueFd device = open_device(*started_);
+        frontend_.reset();
+        EXPECT_TRUE(keeper.held().empty());
+        DirectBuffer page(kPageBytes);
+        EXPECT_NE(read_at(device, page, 0), 0);
+    }
+    EXPECT_EQ(what_stays(before), "");
+}
+
+TEST_P(KeptDevice, CannotBeTakenOverIfNothingWasKept) {
+    RamTarget target(mib(2));
+    const auto taken =
+        (*make_frontend(GetParam()))->take_over(target, {.name = unique_device_name()}, HeldFds{});
+    ASSERT_FALSE(taken);
+    EXPECT_EQ(taken.error().code, Errc::unavailable) << taken.error().text();
+}
+
 INSTANTIATE_TEST_SUITE_P(Kernel, FrontendContract, ::testing::Values("ublk", "nbd", "loop"),
+                         [](const auto& instance) { return std::string(instance.param); });
+INSTANTIATE_TEST_SUITE_P(Kernel, KeptDevice, ::testing::Values("ublk", "nbd", "loop"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 }  // namespace

@@ -292,85 +292,6 @@ TEST_F(LoopFrontendTest, SwapOnAKilledProcessesDeviceCanBeSwitchedOffAndThenTheD
     EXPECT_FALSE(child.device_exists());
 }
 
-/// Keeps duplicates in this process. `fails_at`: the n-th keep fails.
-class LocalKeeper final : public FdKeeper {
-  public:
-    explicit LocalKeeper(unsigned fails_at = 0) : fails_at_(fails_at) {}
-    Result<void> keep(std::string_view key, const UniqueFd& fd) override {
-        if (++keeps_ == fails_at_) return Error{Errc::failed, 0, "injected: nothing is kept"};
-        held_[std::string(key)] = fd.dup();
-        return {};
-    }
-    Result<void> drop(std::string_view key) override {
-        held_.erase(std::string(key));
-        return {};
-    }
-    [[nodiscard]] const HeldFds& held() const { return held_; }
-    [[nodiscard]] unsigned keeps() const { return keeps_; }
-
-  private:
-    const unsigned fails_at_;
-    unsigned keeps_ = 0;
-    HeldFds held_;
-};
-
-constexpr const char* kCannot = "this kernel's FUSE does not send requests again (it takes Linux 6.9)";
-
-TEST_F(LoopFrontendTest, ItsKeeperHasBothDescriptorsFromStartToStopAndNotBeyond) {
-    const Held before = what_is_held();
-    {
-        LocalKeeper keeper;
-        RamTarget target(kSize);
-        auto frontend = make_loop_frontend();
-        const auto path = frontend->start(target, {.name = unique_device_name(), .keeper = &keeper});
-        ASSERT_TRUE(path) << path.error().text();
-        if (keeper.keeps() == 0) GTEST_SKIP() << kCannot;
-        EXPECT_TRUE(keeper.held().contains("front-device"));
-        EXPECT_TRUE(keeper.held().contains("front-fuse"));
-        {
-            const UniqueFd device = open_device(*path);
-            EXPECT_FALSE(frontend->stop());
-            EXPECT_EQ(keeper.held().size(), 2u) << "a device that goes on being served can be taken over";
-        }
-        const auto stopped = frontend->stop();
-        EXPECT_TRUE(stopped) << stopped.error().text();
-        EXPECT_TRUE(keeper.held().empty());
-    }
-    EXPECT_EQ(what_stays(before), "");
-}
-
-TEST_F(LoopFrontendTest, AStartWhoseKeeperFailsLeavesNothing) {
-    const Held before = what_is_held();
-    for (const unsigned fails_at : {1u, 2u}) {
-        LocalKeeper keeper(fails_at);
-        RamTarget target(kSize);
-        const auto path =
-            make_loop_frontend()->start(target, {.name = unique_device_name(), .keeper = &keeper});
-        if (keeper.keeps() == 0) GTEST_SKIP() << kCannot;
-        EXPECT_FALSE(path);
-        EXPECT_EQ(keeper.keeps(), fails_at);
-        EXPECT_TRUE(keeper.held().empty());
-    }
-    EXPECT_EQ(what_stays(before), "");
-}
-
-TEST_F(LoopFrontendTest, DestructionUnderAUserEndsWithErrorsEvenIfAKeeperHasTheDescriptors) {
-    const Held before = what_is_held();
-    {
-        LocalKeeper keeper;
-        RamTarget target(kSize);
-        auto frontend = make_loop_frontend();
-        const auto path = frontend->start(target, {.name = unique_device_name(), .keeper = &keeper});
-        ASSERT_TRUE(path) << path.error().text();
-        const UniqueFd device = open_device(*path);
-        frontend.reset();
-        EXPECT_TRUE(keeper.held().empty());
-        DirectBuffer page(kPageBytes);
-        EXPECT_EQ(read_at(device, page, 0), EIO);
-    }
-    EXPECT_EQ(what_stays(before), "");
-}
-
 TEST(LoopTakeOver, NeedsBothDescriptors) {
     const auto expect_unavailable = [](const HeldFds& held) {
         RamTarget target(kSize);
@@ -406,7 +327,8 @@ class LoopTakeOverTest : public ::testing::Test {
         if (const std::string problem = loop_problem(); !problem.empty()) GTEST_SKIP() << problem;
         path = guardian.serve();
         ASSERT_TRUE(path.starts_with("/dev/loop")) << path;
-        if (guardian.held().empty()) GTEST_SKIP() << kCannot;
+        if (guardian.held().empty())
+            GTEST_SKIP() << "this kernel's FUSE does not send requests again (it takes Linux 6.9)";
         for (std::uint64_t i = 0; i < kRequests; ++i) guardian.store(offset(i), kRequestBytes, kOld);
     }
     void TearDown() override { ::alarm(0); }

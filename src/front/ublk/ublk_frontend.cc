@@ -34,7 +34,10 @@ class UblkFrontend final : public Frontend {
     explicit UblkFrontend(UblkHost host) : host_(std::move(host)) {}
     ~UblkFrontend() override {
         // Never reached by a daemon that stops as it should.
-        if (device_) log_error("{} is abandoned: whoever still uses it gets errors", device_->path());
+        if (!device_) return;
+        log_error("{} is abandoned: whoever still uses it gets errors", device_->path());
+        device_.reset();
+        drop_kept();
     }
 
   private:
@@ -87,9 +90,7 @@ class UblkFrontend final : public Frontend {
 
     Result<void> do_stop() override {
         if (auto stopped = device_->stop(); !stopped) return stopped;
-        if (keeper_ != nullptr)
-            if (auto dropped = keeper_->drop(kFrontDeviceKey); !dropped)
-                log_warning("{}", std::move(dropped).error().in("ublk frontend").text());
+        drop_kept();
         last_ = device_->counters();
         device_.reset();
         return {};
@@ -98,6 +99,13 @@ class UblkFrontend final : public Frontend {
     [[nodiscard]] std::string_view do_kind() const override { return "ublk"; }
     [[nodiscard]] FrontendCounters do_counters() const override {
         return device_ ? device_->counters() : last_;
+    }
+
+    void drop_kept() {
+        if (keeper_ == nullptr) return;
+        if (auto dropped = keeper_->drop(kFrontDeviceKey); !dropped)
+            log_warning("{}", std::move(dropped).error().in("ublk frontend").text());
+        keeper_ = nullptr;
     }
 
     const UblkHost host_;
