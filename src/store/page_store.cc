@@ -2,6 +2,7 @@
 #include "store/page_store.h"
 
 #include <fmt/format.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -15,6 +16,8 @@ namespace vramswap {
 namespace {
 /// So long pages of others may stay in slots that nobody uses, while the spill is busy.
 constexpr std::uint64_t kWipeLatestNs = 10'000'000'000;
+/// The control thread waits so long for a segment to be wiped; more is a GPU that hangs.
+constexpr std::uint64_t kWipeWaitNs = 50'000'000;
 
 /// They are woken so often at least, come what may.
 constexpr std::uint64_t kNotifyLatestNs = 500'000'000;
@@ -68,7 +71,8 @@ StoreHoldings PageStore::holdings(std::uint32_t gpu) const {
     StoreHoldings h;
     const SlotAllocator& slots = parts_->slots;
     h.segment_changes = parts_->segment_changes.load();
-    h.vram = Bytes{parts_->state.header().segment_bytes} * slots.segments(gpu);
+    h.vram =
+        Bytes{parts_->state.header().segment_bytes} * (slots.segments(gpu) + leaving_count_.at(gpu).load());
     const Bytes device = Bytes{kChunkBytes} * parts_->state.header().chunks;
     h.wanted = Bytes{kChunkBytes} * slots.used(gpu);
     if (parts_->spill != nullptr) {
@@ -186,10 +190,45 @@ void PageStore::shrink(SlotAllocator::Which which) {
     death_point("before a segment goes");
     segment.state.store(SegmentEntry::State::none);
     death_point("segment no longer in use");
-    if (auto freed = gpus_[segment.gpu]->free_segment(parts_->segment_id(*number));
-        !freed && !parts_->lost[segment.gpu].load())
+    give_back_segment(*number);
+}
+
+/// Its pages are wiped first. That ends in a moment, as a rule; what has not is looked at again later.
+void PageStore::give_back_segment(std::uint32_t number) {
+    const std::uint32_t gpu = parts_->state.segments()[number].gpu;
+    const Bytes size{parts_->state.header().segment_bytes};
+    leaving_.push_back({number, gpu, wiper_->begin(gpu, parts_->segment_id(number), size)});
+    leaving_count_.at(gpu).fetch_add(1);
+    finish_leaving(kWipeWaitNs);
+}
+
+/// Waits so long for those that are being wiped.
+void PageStore::finish_leaving(std::uint64_t patience_ns) {
+    const std::uint64_t begin = now_ns();
+    for (;;) {
+        std::erase_if(leaving_, [this](const Leaving& leaving) { return has_left(leaving); });
+        if (leaving_.empty() || now_ns() - begin >= patience_ns) return;
+        ::sched_yield();
+    }
+}
+
+/// Wiped, or as far as the GPU does it, and no longer kept by anybody: a descriptor kept would keep the VRAM
+/// too.
+bool PageStore::has_left(const Leaving& leaving) {
+    const IoStatus status =
+        leaving.wipe.ticket == 0 ? IoStatus::io_error : wiper_->poll(leaving.gpu, leaving.wipe.ticket);
+    if (status == IoStatus::pending) return false;
+    Backend& gpu = *gpus_[leaving.gpu];
+    if ((status != IoStatus::ok || !leaving.wipe.complete) && gpu.health() == Health::good)
+        log_warning("the GPU failed to wipe a segment before it is given back");
+    death_point("segment wiped");
+    if (auto freed = gpu.free_segment(parts_->segment_id(leaving.number));
+        !freed && gpu.health() == Health::good)
         log_warning("cannot give a segment back: {}", freed.error().text());
-    drop(segment_key(*number));
+    drop(segment_key(leaving.number));
+    parts_->slots.give_number(leaving.number);
+    leaving_count_.at(leaving.gpu).fetch_sub(1);
+    return true;
 }
 
 void PageStore::drop(std::string_view key) {
@@ -202,6 +241,7 @@ void PageStore::maintain() {
     parts_->maintenance_begins();
     parts_->use_clock.fetch_add(1, std::memory_order_relaxed);
     note_losses();
+    finish_leaving(0);
     SlotAllocator& slots = parts_->slots;
     const std::uint32_t free_before = slots.free_slots();
     const std::uint32_t segments_before = slots.segments();

@@ -24,6 +24,7 @@
 #include "store/flusher.h"
 #include "store/mover.h"
 #include "store/parts.h"
+#include "store/segment_wiper.h"
 
 namespace vramswap {
 
@@ -138,6 +139,12 @@ class PageStore final : public Target {
     [[nodiscard]] StoreStats stats() const;
 
   private:
+    /// A segment that is out of use, and is being wiped.
+    struct Leaving {
+        std::uint32_t number = 0;
+        std::uint32_t gpu = 0;
+        SegmentWiper::Wipe wipe{};
+    };
     PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_ptr<StoreParts> parts);
     static Result<void> check(const std::vector<Backend*>& gpus, const StoreConfig& config);
     Result<void> start_up(const StoreConfig& config);
@@ -149,6 +156,11 @@ class PageStore final : public Target {
     Result<void> measure_costs(std::uint32_t gpu);
     Result<void> make_flusher(std::uint32_t gpu, const StoreConfig& config);
     Result<void> make_mover();
+    Result<void> make_wiper(const StoreConfig& config);
+    Result<std::vector<std::unique_ptr<TransferQueue>>> make_gpu_queues();
+    void give_back_segment(std::uint32_t number);
+    void finish_leaving(std::uint64_t patience_ns);
+    bool has_left(const Leaving& leaving);
     /// Under which the keeper keeps a segment.
     static std::string segment_key(std::uint32_t number);
     Result<void> grow(std::uint32_t gpu);
@@ -166,6 +178,9 @@ class PageStore final : public Target {
     FdKeeper* const keeper_;
     const std::unique_ptr<StoreParts> parts_;
     std::vector<std::unique_ptr<Flusher>> flushers_;
+    std::unique_ptr<SegmentWiper> wiper_;
+    std::vector<Leaving> leaving_;  ///< on their way out; the control thread's
+    std::array<std::atomic<std::uint32_t>, kGpusMax> leaving_count_{};  ///< of each GPU; any thread
     std::unique_ptr<Mover> mover_;
     std::array<std::uint32_t, kGpusMax> weights_{};  ///< of new chunks; by bandwidth
     std::uint32_t mergers_ = 0;

@@ -22,6 +22,12 @@ std::uint32_t choose_mergers(const StoreConfig& config) {
                                 std::thread::hardware_concurrency());
 }
 
+/// The last of the scratch chunks: SegmentWiper's zeros.
+constexpr std::uint32_t kWiperChunks = 1;
+
+/// At the end. What is not wiped then is freed with the process: the GPU hangs.
+constexpr std::uint64_t kLastWipesNs = 5'000'000'000;
+
 constexpr std::string_view kSpillBusyKey = "spill-busy";
 
 std::string spill_key(std::size_t file) {
@@ -44,7 +50,8 @@ StateShape shape_of(const StoreConfig& config, std::uint32_t gpus) {
 
 std::uint32_t scratch_chunks(const StoreConfig& config, std::uint32_t gpus, std::uint32_t mergers) {
     const bool moves_through_host = config.spill != nullptr || gpus > 1;
-    return gpus * Mergers::scratch_chunks(mergers) + (moves_through_host ? Moves::kScratchChunks : 0);
+    return gpus * Mergers::scratch_chunks(mergers) + (moves_through_host ? Moves::kScratchChunks : 0) +
+           kWiperChunks;
 }
 
 }  // namespace
@@ -127,6 +134,7 @@ PageStore::PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_p
 
 Result<void> PageStore::start_up(const StoreConfig& config) {
     if (auto registered = register_stage(); !registered) return registered;
+    if (auto made = make_wiper(config); !made) return made;
     if (keeper_ != nullptr) {
         if (auto kept = keeper_->keep("state", parts_->state.fd()); !kept) return kept;
         if (auto kept = keeper_->keep("stage", parts_->stage->fd()); !kept) return kept;
@@ -146,6 +154,7 @@ Result<void> PageStore::start_up(const StoreConfig& config) {
 /// Instead of start_up, after another process's death.
 Result<void> PageStore::go_on(const StoreConfig& config, const HeldFds& held) {
     if (auto registered = register_stage(); !registered) return registered;
+    if (auto made = make_wiper(config); !made) return made;
     if (auto kept = keep_spill(); !kept) return kept;
     if (auto imported = import_segments(held); !imported) return imported;
     const auto settled = settle_chunks(*parts_);
@@ -156,7 +165,7 @@ Result<void> PageStore::go_on(const StoreConfig& config, const HeldFds& held) {
     return make_threads(config);
 }
 
-/// A segment between two states is given back: there is nothing in it. One that could not be kept is lost;
+/// A segment between two states is given back: it is nobody's home. One that could not be kept is lost;
 /// that one that can be is not here is no death's doing.
 Result<void> PageStore::import_segments(const HeldFds& held) {
     const auto segments = parts_->state.segments();
@@ -168,15 +177,18 @@ Result<void> PageStore::import_segments(const HeldFds& held) {
             return Error{Errc::failed, 0, fmt::format("segment {} is of a GPU that the device has not", n)};
         if (is_used && kept == held.end() && gpus_[gpu]->caps().exportable_segments)
             return Error{Errc::failed, 0, fmt::format("segment {} was not kept", n)};
-        if (!is_used || kept == held.end()) {
-            segments[n].state.store(SegmentEntry::State::none);
+        if (kept == held.end() || gpu >= gpus_.size()) {
             if (kept != held.end()) drop(segment_key(n));
+            segments[n].state.store(SegmentEntry::State::none);
             continue;
         }
         auto id = gpus_[gpu]->import_segment(kept->second, Bytes{parts_->state.header().segment_bytes});
         if (!id) return std::move(id).error().in(fmt::format("cannot have segment {} again", n));
         parts_->set_segment(n, *id);
-        parts_->slots.add_segment(n, gpu);
+        if (is_used)
+            parts_->slots.add_segment(n, gpu);
+        else
+            give_back_segment(n);
     }
     return {};
 }
@@ -236,13 +248,29 @@ Result<void> PageStore::make_flusher(std::uint32_t gpu, const StoreConfig& confi
     return {};
 }
 
-Result<void> PageStore::make_mover() {
+Result<std::vector<std::unique_ptr<TransferQueue>>> PageStore::make_gpu_queues() {
     std::vector<std::unique_ptr<TransferQueue>> queues;
     for (Backend* gpu : gpus_) {
         auto queue = gpu->make_queue();
         if (!queue) return std::move(queue).error();
         queues.push_back(std::move(*queue));
     }
+    return queues;
+}
+
+Result<void> PageStore::make_wiper(const StoreConfig& config) {
+    auto queues = make_gpu_queues();
+    if (!queues) return std::move(queues).error();
+    const auto scratch =
+        scratch_chunks(config, static_cast<std::uint32_t>(gpus_.size()), parts_->state.header().mergers);
+    wiper_ =
+        std::make_unique<SegmentWiper>(std::move(*queues), parts_->stage->scratch(scratch - kWiperChunks));
+    return {};
+}
+
+Result<void> PageStore::make_mover() {
+    auto queues = make_gpu_queues();
+    if (!queues) return std::move(queues).error();
     std::unique_ptr<SpillQueue> spill;
     if (parts_->spill != nullptr) {
         auto queue = parts_->spill->make_queue();
@@ -251,7 +279,7 @@ Result<void> PageStore::make_mover() {
     }
     const auto scratch = static_cast<std::uint32_t>(gpus_.size()) * Mergers::scratch_chunks(mergers_);
     mover_ = std::make_unique<Mover>(
-        *parts_, std::make_unique<Moves>(*parts_, std::move(queues), std::move(spill), scratch));
+        *parts_, std::make_unique<Moves>(*parts_, std::move(*queues), std::move(spill), scratch));
     parts_->carriers[kSpillCarrier] = mover_.get();
     return {};
 }
@@ -259,14 +287,14 @@ Result<void> PageStore::make_mover() {
 PageStore::~PageStore() {
     mover_.reset();
     flushers_.clear();
+    const auto segments = parts_->state.segments();
+    for (std::uint32_t n = 0; n < segments.size() && !keeps_all_; ++n)
+        if (segments[n].state == SegmentEntry::State::in_use) give_back_segment(n);
+    if (!keeps_all_) finish_leaving(kLastWipesNs);
+    wiper_.reset();
     for (Backend* gpu : gpus_) (void)gpu->unregister_host(parts_->stage->memory());
     if (keeps_all_) return;
-    const auto segments = parts_->state.segments();
-    for (std::uint32_t n = 0; n < segments.size(); ++n)
-        if (segments[n].state == SegmentEntry::State::in_use) {
-            (void)gpus_[segments[n].gpu]->free_segment(parts_->segment_id(n));
-            drop(segment_key(n));  // a descriptor kept would keep the VRAM too
-        }
+    parts_->stage->wipe();
     if (parts_->spill != nullptr) {
         drop(kSpillBusyKey);
         for (std::size_t n = 0; n < parts_->spill->fds().size(); ++n) drop(spill_key(n));

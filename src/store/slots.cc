@@ -147,7 +147,7 @@ void SlotAllocator::add_segment(std::uint32_t segment, std::uint32_t gpu) {
 std::optional<std::uint32_t> SlotAllocator::unused_segment() const {
     const MutexLock lock(mutex_);
     for (std::uint32_t n = 0; n < table_.size(); ++n)
-        if (!table_[n].in_use) return n;
+        if (!table_[n].in_use && !table_[n].leaving) return n;
     return std::nullopt;
 }
 
@@ -159,12 +159,18 @@ std::optional<std::uint32_t> SlotAllocator::remove_empty_segment(Which which) {
         if (s.closed) set_closed(n, false);
         uncount_free(s, slots_per_segment_);
         s.in_use = false;
+        s.leaving = true;
         s.free = 0;
         per_gpu_[s.gpu].segments.fetch_sub(1);
         segments_.fetch_sub(1, std::memory_order_relaxed);
         return n;
     }
     return std::nullopt;
+}
+
+void SlotAllocator::give_number(std::uint32_t segment) {
+    const MutexLock lock(mutex_);
+    table_[segment].leaving = false;
 }
 
 void SlotAllocator::set_weight(std::uint32_t gpu, std::uint32_t weight) {

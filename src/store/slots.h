@@ -49,9 +49,11 @@ class SlotAllocator {
     void add_segment(std::uint32_t segment, std::uint32_t gpu) VS_EXCLUDES(mutex_);
     /// Number of a segment not in use, or none.
     [[nodiscard]] std::optional<std::uint32_t> unused_segment() const VS_EXCLUDES(mutex_);
-    /// Takes an entirely free segment out of use (the highest number), or none.
+    /// Takes an entirely free segment out of use (the highest number), or none. Its number is not used again
+    /// before give_number.
     enum class Which : std::uint8_t { any, closed };
     std::optional<std::uint32_t> remove_empty_segment(Which which) VS_EXCLUDES(mutex_);
+    void give_number(std::uint32_t segment) VS_EXCLUDES(mutex_);
     /// There is a closed segment without a used slot.
     [[nodiscard]] bool has_empty_closed() const { return empty_closed_.load() != 0; }
     /// How much of what is new goes to this GPU; 0 for none. All have 1 at first.
@@ -72,6 +74,7 @@ class SlotAllocator {
     struct Segment {
         bool in_use = false;
         bool closed = false;
+        bool leaving = false;  ///< out of use, its number is not
         std::uint32_t gpu = 0;
         std::uint32_t free = 0;
         std::uint32_t search_from = 0;      ///< no free slot below

@@ -3,6 +3,8 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
+
 #include "base/death_point.h"
 
 namespace vramswap {
@@ -17,7 +19,10 @@ Result<std::unique_ptr<Stage>> Stage::adopt(const State& state, std::uint32_t sc
                                             const UniqueFd& fd) {
     auto memory = adopt_shared_memory("the stage", fd, bytes_for(state, scratch_chunks));
     if (!memory) return std::move(memory).error();
-    return std::unique_ptr<Stage>(new Stage(state.images(), std::move(*memory)));
+    std::unique_ptr<Stage> stage(new Stage(state.images(), std::move(*memory)));
+    const MutexLock lock(stage->mutex_);
+    stage->images_used_ = stage->images();  // by whomever
+    return stage;
 }
 
 Stage::Stage(std::span<ImageHeader> headers, SharedMemory memory)
@@ -33,6 +38,14 @@ Stage::~Stage() {
     ::munmap(memory_.bytes.data(), memory_.bytes.size());
 }
 
+void Stage::wipe() {
+    const MutexLock lock(mutex_);
+    const std::size_t used = images_used_ * kChunkBytes;
+    const std::span<std::byte> scratch = memory_.bytes.subspan(headers_.size() * kChunkBytes);
+    ::explicit_bzero(memory_.bytes.data(), used);
+    ::explicit_bzero(scratch.data(), scratch.size());
+}
+
 std::optional<std::uint32_t> Stage::take(ChunkIndex chunk) {
     if (free_images() == 0) return std::nullopt;
     std::uint32_t image = 0;
@@ -41,6 +54,7 @@ std::optional<std::uint32_t> Stage::take(ChunkIndex chunk) {
         if (free_.empty()) return std::nullopt;
         image = free_.back();
         free_.pop_back();
+        images_used_ = std::max(images_used_, image + 1);
         free_count_.fetch_sub(1);
     }
     ImageHeader& h = headers_[image];

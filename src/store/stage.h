@@ -54,6 +54,9 @@ class Stage {
     /// one.
     [[nodiscard]] std::uint32_t free_images_low() const { return std::max(1u, images() / 4); }
     [[nodiscard]] std::span<std::byte> memory() const { return memory_.bytes; }
+    /// Zeros in place of everything, for whoever has the memory, or its descriptor, afterwards. REQUIRES:
+    /// nobody uses it.
+    void wipe() VS_EXCLUDES(mutex_);
     [[nodiscard]] const UniqueFd& fd() const { return memory_.fd; }
 
   private:
@@ -66,6 +69,7 @@ class Stage {
     const SharedMemory memory_;
     std::atomic<std::uint32_t> free_count_{0};
     Mutex mutex_;
+    std::uint32_t images_used_ VS_GUARDED_BY(mutex_) = 0;    ///< these and no others were ever taken
     std::vector<std::uint32_t> free_ VS_GUARDED_BY(mutex_);  ///< a stack of fixed capacity
 };
 

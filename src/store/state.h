@@ -123,7 +123,7 @@ struct alignas(64) ImageHeader {
 /// Follows from the StateShape; the same for every process that has this state.
 struct StateLayout {
     static constexpr std::uint64_t kMagic = 0x50415753'4d415256;  // "VRAMSWAP", little endian
-    static constexpr std::uint32_t kVersion = 3;
+    static constexpr std::uint32_t kVersion = 4;
     std::uint64_t magic = 0;
     std::uint32_t version = 0;
     std::uint32_t chunks = 0;

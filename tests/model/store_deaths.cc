@@ -89,6 +89,7 @@ const std::set<std::string> kAllPoints{
     "segment in use",
     "before a segment goes",
     "segment no longer in use",
+    "segment wiped",
 };
 
 class Keeper final : public FdKeeper {

@@ -5,13 +5,17 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -29,6 +33,7 @@ class KeeperFake final : public FdKeeper {
         if (::fstat(fd.get(), &file) != 0) return sys_error("not a descriptor");
         kept[std::string(key)] = file.st_ino;
         held[std::string(key)] = fd.dup();
+        if (remembers) ever_held[std::string(key)] = fd.dup();
         return {};
     }
     Result<void> drop(std::string_view key) override {
@@ -44,7 +49,20 @@ class KeeperFake final : public FdKeeper {
     std::map<std::string, ino_t> kept;
     HeldFds held;
     std::string refused;
+    bool remembers = false;  ///< what it has dropped, too
+    HeldFds ever_held;
 };
+
+/// Bytes that are not zero in the file behind it.
+inline std::uint64_t traces_in(const UniqueFd& fd) {
+    const auto size = static_cast<std::size_t>(::lseek(fd.get(), 0, SEEK_END));
+    void* const at = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd.get(), 0);
+    if (at == MAP_FAILED) throw std::runtime_error("cannot map what was kept");
+    const std::span bytes(static_cast<const std::byte*>(at), size);
+    const auto traces = std::ranges::count_if(bytes, [](std::byte b) { return b != std::byte{0}; });
+    ::munmap(at, size);
+    return static_cast<std::uint64_t>(traces);
+}
 
 constexpr std::uint64_t kDevicePages = 6 * kChunkPages + 37;
 constexpr PageIndex page_of(std::uint32_t chunk, std::uint32_t page) {

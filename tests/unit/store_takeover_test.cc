@@ -265,9 +265,13 @@ TEST_F(TakeoverTest, WithoutRoomForThemPagesOfALostSegmentAreLost) {
 
 TEST_F(TakeoverTest, ASegmentThatWasBeingTakenIsGivenBack) {
     fill_chunks(1, 1);
-    ASSERT_TRUE(keeper_.keep("segment-3", keeper_.held.at("segment-0")));
+    const UniqueFd segment(::memfd_create("vramswap-test", MFD_CLOEXEC));
+    const std::vector<std::byte> pages(mib(4).n, std::byte{0xAB});
+    ASSERT_EQ(::pwrite(segment.get(), pages.data(), pages.size(), 0), static_cast<ssize_t>(pages.size()));
+    ASSERT_TRUE(keeper_.keep("segment-3", segment));
     die_and_take_over();
     EXPECT_FALSE(keeper_.held.contains("segment-3"));
+    EXPECT_EQ(test::traces_in(segment), 0u) << "it may have been somebody's home before";
     expect(page_of(0, 0), 3, 1);
 }
 

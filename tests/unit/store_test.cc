@@ -3,17 +3,21 @@
 // store_direct_test.cc; how the flusher puts copies together: store_flusher_test.cc.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 // Another compilation of the same function than those that are tested.
 #define XXH_INLINE_ALL
 #define XXH_VECTOR XXH_SCALAR
 #include <xxhash.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bitset>
 #include <map>
 #include <numeric>
 #include <set>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -37,6 +41,7 @@ using test::SimGpu;
 using test::SteppedStore;
 using test::StoreTest;
 using test::take_event;
+using test::traces_in;
 
 // ---- PageBits ----
 
@@ -144,6 +149,8 @@ TEST(SlotAllocator, TakesTheLowestAndGivesBackTheHighestSegment) {
     EXPECT_EQ(slots.remove_empty_segment(kAny), 2u);
     EXPECT_EQ(slots.remove_empty_segment(kAny), std::nullopt);
     EXPECT_EQ(slots.take(), std::nullopt);
+    EXPECT_EQ(slots.unused_segment(), std::nullopt) << "it is leaving";
+    slots.give_number(2);
     EXPECT_EQ(slots.unused_segment(), 2u);
     slots.give(2);
     slots.give(3);
@@ -1196,6 +1203,59 @@ TEST_F(StoreTest, TellsTheKeeperWhatMustOutliveIt) {
     store_.reset();
     EXPECT_TRUE(keeper_.keys().empty());  // kept, it would keep the memory too
     EXPECT_EQ(gpu_->free(), mib(64));
+}
+
+TEST_F(StoreTest, WhatItGivesBackHasNoTracesOfPages) {
+    keeper_.remembers = true;
+    make(mib(4), 4);
+    fill_chunks(6, 1);
+    ASSERT_EQ(write(page_of(5, 0), kChunkPages / 2, 2), IoStatus::ok);
+    const auto of = [this](const char* key) -> const UniqueFd& { return keeper_.ever_held.at(key); };
+    for (const char* key : {"segment-0", "segment-1", "segment-2", "stage"})
+        EXPECT_GT(traces_in(of(key)), 0u) << key;
+
+    discard(page_of(0, 0), 4 * kChunkPages);
+    store()->maintain();
+    std::size_t left = 0;
+    for (const auto& [key, fd] : keeper_.ever_held)
+        if (key.starts_with("segment-") && !keeper_.held.contains(key)) {
+            EXPECT_EQ(traces_in(fd), 0u) << key << ", which was given back while others are in use";
+            ++left;
+        }
+    EXPECT_GT(left, 0u);
+
+    queue_.reset();
+    store_.reset();
+    for (const char* key : {"segment-0", "segment-1", "segment-2", "stage"})
+        EXPECT_EQ(traces_in(of(key)), 0u) << key << ", after the end";
+}
+
+TEST_F(StoreTest, ASegmentIsNotGivenBackBeforeItIsWiped) {
+    make(mib(2), 4);
+    fill_chunks(2, 1);
+    const std::vector<std::string> all = keeper_.keys();
+    const Bytes free_before = gpu_->free();
+    gpu_->faults().hang = true;
+    discard(page_of(0, 0), 2 * kChunkPages);
+    store()->maintain();
+    EXPECT_EQ(keeper_.keys(), all);
+    EXPECT_EQ(gpu_->free(), free_before);
+    EXPECT_EQ(store()->holdings(0).vram, mib(6)) << "it is ours yet";
+    gpu_->faults().hang = false;
+    store()->maintain();
+    EXPECT_EQ(keeper_.keys(), (std::vector<std::string>{"segment-0", "stage", "state"}));
+    EXPECT_EQ(gpu_->free(), mib(62));
+    EXPECT_EQ(store()->holdings(0).vram, mib(2));
+}
+
+TEST_F(StoreTest, ASegmentThatIsNotWipedIsGivenBackAllTheSame) {
+    make(mib(2), 4);
+    fill_chunks(2, 1);
+    gpu_->faults().fail_copies = 1;
+    discard(page_of(0, 0), 2 * kChunkPages);
+    store()->maintain();
+    EXPECT_EQ(keeper_.keys(), (std::vector<std::string>{"segment-0", "stage", "state"}));
+    EXPECT_EQ(gpu_->free(), mib(62));
 }
 
 TEST_F(StoreTest, ASegmentThatCannotBeKeptIsNotUsed) {
