@@ -8,6 +8,7 @@ store_load; OUT: where the results go
 Steps (all but `two`, if none is named):
   ram      32 GiB stored, shrinks to 4 GiB with the spill in RAM (/dev/shm) and back, twice, under a verifying load
   disk     the same with 8 GiB to 1 GiB and a spill in /var/lib/vramswap, beside what that disk does alone
+  wipe     a store of 4 GiB ends while its segments are held: what is left in them
   within   every second chunk of 48 GiB discarded, then half of the segments emptied: moves within the GPU
   job      64 GiB stored; another process takes 60 GiB in steps of 1 GiB, 2 GiB a second
   compute  another process computes, with and without swapping as hard as the frontend can, and as the store can without
@@ -181,6 +182,15 @@ def shrink_to_disk(setup):
         found = load.end()
         setup.note("disk", alone_gbps=alone, out_gbps=out, of_best=round(statistics.median(out) / max(alone), 2),
                    wrong=found["wrong"], errors=found["errors"])
+
+
+def wipe(setup):
+    done = subprocess.run([os.path.join(setup.build, "store_load"), setup.gpu, "wipe"], env=setup.environment,
+                          capture_output=True, text=True)
+    found = json.loads(done.stdout or "null")
+    if done.returncode != 0 or found["not_zero_before"] == 0 or found["not_zero_after"] != 0:
+        setup.fail(f"wipe: {found} {done.stderr}")
+    setup.note("wipe", found=found)
 
 
 def move_within(setup):
@@ -416,8 +426,8 @@ def two_gpus(setup):
                    moved_out_bytes=after["moved_out_bytes"], load=load.end())
 
 
-STEPS = {"ram": shrink_to_ram, "disk": shrink_to_disk, "within": move_within, "job": job_beside, "compute": compute_beside,
-         "leave": leave_turbo, "two": two_gpus}
+STEPS = {"ram": shrink_to_ram, "disk": shrink_to_disk, "wipe": wipe, "within": move_within, "job": job_beside,
+         "compute": compute_beside, "leave": leave_turbo, "two": two_gpus}
 
 
 def main():

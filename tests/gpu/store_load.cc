@@ -4,13 +4,19 @@
 // threads with 32 requests each in flight. THREADS: so many read 2 MiB one after the other, with 8 in flight
 // each. Prints "full" when the store is filled, "MODE at T" with monotonic seconds at each change of mode,
 // and at the end a JSON object: GB/s.
+//
+// store_load GPU wipe: fills a store and ends it while somebody holds its segments, then looks at them: a
+// JSON object with the bytes that were not zero before and after.
 #include <poll.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -105,10 +111,91 @@ Result<void> run(const std::string& selectors, const std::string& mode, double s
     return {};
 }
 
+/// Keeps what it is given for ever.
+class Holder final : public FdKeeper {
+  public:
+    Result<void> keep(std::string_view key, const UniqueFd& fd) override {
+        if (key.starts_with("segment-")) held.push_back(fd.dup());
+        return {};
+    }
+    Result<void> drop(std::string_view) override { return {}; }
+    std::vector<UniqueFd> held;
+};
+
+/// Of all that is held.
+Result<std::uint64_t> bytes_not_zero(Backend& gpu, const Holder& holder, Bytes segment,
+                                     std::span<std::byte> host) {
+    auto queue = gpu.make_queue();
+    if (!queue) return std::move(queue).error();
+    std::uint64_t found = 0;
+    for (const UniqueFd& fd : holder.held) {
+        auto id = gpu.import_segment(fd, segment);
+        if (!id) return std::move(id).error();
+        for (std::uint64_t at = 0; at < segment.n; at += kChunkBytes) {
+            const Copy copy{Copy::Op::from_gpu, *id, at, host.data(),
+                            static_cast<std::uint32_t>(kChunkBytes)};
+            Ticket ticket = 0;
+            IoStatus status = (*queue)->submit({&copy, 1}, ticket);
+            while (status == IoStatus::pending) status = (*queue)->poll(ticket);
+            if (status != IoStatus::ok) return Error{Errc::failed, 0, "a segment cannot be read"};
+            found += static_cast<std::uint64_t>(std::ranges::count_if(
+                host.first(kChunkBytes), [](std::byte b) { return b != std::byte{0}; }));
+        }
+        if (auto freed = gpu.free_segment(*id); !freed) return std::move(freed).error();
+    }
+    return found;
+}
+
+Result<void> check_wipe(const std::string& selector) {
+    auto drivers = all_drivers();
+    const auto gpus = select_gpus(survey(drivers), selector, SimFallback::never);
+    if (!gpus) return gpus.error();
+    auto gpu = open_gpu(drivers, gpus->front());
+    if (!gpu) return std::move(gpu).error();
+    constexpr unsigned kThreads = 4;
+    auto noise = NoiseMemory::create(kThreads * kThreadBytesMax);
+    if (!noise) return std::move(noise).error();
+    StoreConfig config;
+    config.size = kSize;
+    Holder holder;
+    auto store = PageStore::create(std::vector<Backend*>{gpu->get()}, config, &holder);
+    if (!store) return std::move(store).error();
+    if (auto r = (*store)->register_memory(noise->bytes()); !r) return r;
+    if (auto r = (*store)->start(); !r) return r;
+    {
+        const Repeated maintainer(1, [&] { (*store)->maintain(); });
+        auto team = LoadTeam::create(**store, noise->bytes(), kThreads);
+        if (!team) return std::move(team).error();
+        if (auto r = team->run_once({"fill", Direction::write, Pattern::sequential, kChunkBytes, 4, kThreads},
+                                    kSize);
+            !r)
+            return r;
+    }
+    const auto before = bytes_not_zero(**gpu, holder, config.segment, noise->bytes());
+    if (!before) return before.error();
+    const std::uint64_t begin = now_ns();
+    if (auto r = (*store)->unregister_memory(noise->bytes()); !r) return r;
+    store->reset();
+    const double ended_ms = static_cast<double>(now_ns() - begin) / 1e6;
+    if (auto r = (*gpu)->register_host(noise->bytes()); !r) return r;
+    const auto after = bytes_not_zero(**gpu, holder, config.segment, noise->bytes());
+    if (!after) return after.error();
+    std::printf(
+        "{\"segments\": %zu, \"not_zero_before\": %llu, \"not_zero_after\": %llu, \"end_ms\": %.1f}\n",
+        holder.held.size(), static_cast<unsigned long long>(*before), static_cast<unsigned long long>(*after),
+        ended_ms);
+    return {};
+}
+
 }  // namespace
 }  // namespace vramswap
 
 int main(int argc, char** argv) {
+    if (argc == 3 && std::string_view(argv[2]) == "wipe") {
+        const auto done = vramswap::check_wipe(argv[1]);
+        if (!done) std::fprintf(stderr, "%s\n", done.error().text().c_str());
+        return done ? 0 : 1;
+    }
     const int large_threads = argc == 5 ? std::atoi(argv[4]) : 0;
     if (argc != 4 && large_threads <= 0) return 2;
     const auto done = vramswap::run(argv[1], argv[2], std::atof(argv[3]),
