@@ -165,6 +165,7 @@ Result<void> PageStore::grow(std::uint32_t gpu) {
     Backend& backend = *gpus_[gpu];
     auto id = backend.allocate_segment(size);
     if (!id) return std::move(id).error();
+    parts_->state.segments()[*number].gpu = gpu;  // before it is kept: who takes over imports it there
     if (keeper_ != nullptr && backend.caps().exportable_segments) {
         auto fd = backend.export_segment(*id);
         auto kept = fd ? keeper_->keep(segment_key(*number), *fd) : Result<void>(fd.error());
@@ -175,7 +176,6 @@ Result<void> PageStore::grow(std::uint32_t gpu) {
     }
     death_point("segment kept");
     parts_->set_segment(*number, *id);
-    parts_->state.segments()[*number].gpu = gpu;
     parts_->state.segments()[*number].state.store(SegmentEntry::State::in_use);
     death_point("segment in use");
     parts_->slots.add_segment(*number, gpu);
@@ -197,13 +197,17 @@ void PageStore::shrink(SlotAllocator::Which which) {
 void PageStore::give_back_segment(std::uint32_t number) {
     const std::uint32_t gpu = parts_->state.segments()[number].gpu;
     const Bytes size{parts_->state.header().segment_bytes};
-    leaving_.push_back({number, gpu, wiper_->begin(gpu, parts_->segment_id(number), size)});
+    const SegmentId id = parts_->segment_id(number);
+    parts_->slots.keep_number(number);
+    leaving_.push_back({number, gpu, id, wiper_->begin(gpu, id, size)});
     leaving_count_.at(gpu).fetch_add(1);
     finish_leaving(kWipeWaitNs);
 }
 
 /// Waits so long for those that are being wiped.
 void PageStore::finish_leaving(std::uint64_t patience_ns) {
+    if (leaving_.empty()) return;
+    const SegmentChange change(parts_->segment_changes);
     const std::uint64_t begin = now_ns();
     for (;;) {
         std::erase_if(leaving_, [this](const Leaving& leaving) { return has_left(leaving); });
@@ -222,8 +226,7 @@ bool PageStore::has_left(const Leaving& leaving) {
     if ((status != IoStatus::ok || !leaving.wipe.complete) && gpu.health() == Health::good)
         log_warning("the GPU failed to wipe a segment before it is given back");
     death_point("segment wiped");
-    if (auto freed = gpu.free_segment(parts_->segment_id(leaving.number));
-        !freed && gpu.health() == Health::good)
+    if (auto freed = gpu.free_segment(leaving.id); !freed && gpu.health() == Health::good)
         log_warning("cannot give a segment back: {}", freed.error().text());
     drop(segment_key(leaving.number));
     parts_->slots.give_number(leaving.number);

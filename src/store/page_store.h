@@ -143,6 +143,7 @@ class PageStore final : public Target {
     struct Leaving {
         std::uint32_t number = 0;
         std::uint32_t gpu = 0;
+        SegmentId id{};
         SegmentWiper::Wipe wipe{};
     };
     PageStore(std::vector<Backend*> gpus, FdKeeper* keeper, std::unique_ptr<StoreParts> parts);

@@ -183,7 +183,12 @@ Result<void> PageStore::import_segments(const HeldFds& held) {
             continue;
         }
         auto id = gpus_[gpu]->import_segment(kept->second, Bytes{parts_->state.header().segment_bytes});
-        if (!id) return std::move(id).error().in(fmt::format("cannot have segment {} again", n));
+        if (!id && is_used) return std::move(id).error().in(fmt::format("cannot have segment {} again", n));
+        if (!id) {  // nobody misses it
+            log_warning("{}", std::move(id).error().in(fmt::format("cannot wipe segment {}", n)).text());
+            drop(segment_key(n));
+            continue;
+        }
         parts_->set_segment(n, *id);
         if (is_used)
             parts_->slots.add_segment(n, gpu);

@@ -168,6 +168,11 @@ std::optional<std::uint32_t> SlotAllocator::remove_empty_segment(Which which) {
     return std::nullopt;
 }
 
+void SlotAllocator::keep_number(std::uint32_t segment) {
+    const MutexLock lock(mutex_);
+    table_[segment].leaving = true;
+}
+
 void SlotAllocator::give_number(std::uint32_t segment) {
     const MutexLock lock(mutex_);
     table_[segment].leaving = false;

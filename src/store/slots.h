@@ -53,6 +53,8 @@ class SlotAllocator {
     /// before give_number.
     enum class Which : std::uint8_t { any, closed };
     std::optional<std::uint32_t> remove_empty_segment(Which which) VS_EXCLUDES(mutex_);
+    /// The same for one that was never in use here.
+    void keep_number(std::uint32_t segment) VS_EXCLUDES(mutex_);
     void give_number(std::uint32_t segment) VS_EXCLUDES(mutex_);
     /// There is a closed segment without a used slot.
     [[nodiscard]] bool has_empty_closed() const { return empty_closed_.load() != 0; }

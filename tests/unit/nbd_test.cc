@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <linux/nbd-netlink.h>
 #include <linux/nbd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -339,11 +340,11 @@ class NbdConnectionTest : public ::testing::Test {
     void start() {
         std::array<int, 2> ends{};
         ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
-        auto made = NbdConnection::make({target_, *stop_}, UniqueFd(ends[0]));
+        auto made = NbdConnection::make({target_, *stop_, fence_}, 0, UniqueFd(ends[0]));
         kernel_ = std::make_unique<FakeKernel>(UniqueFd(ends[1]));
         ASSERT_TRUE(made) << made.error().text();
         connection_ = std::move(*made);
-        ASSERT_TRUE(connection_->start(0));
+        ASSERT_TRUE(connection_->start());
     }
     void expect_reply(std::uint64_t cookie, std::uint32_t error = 0) {
         const auto reply = kernel_->reply();
@@ -358,6 +359,7 @@ class NbdConnectionTest : public ::testing::Test {
 
     RamTarget target_{kSize};
     std::unique_ptr<StopSignal> stop_;
+    NbdFence fence_;
     std::unique_ptr<NbdConnection> connection_;
     std::unique_ptr<FakeKernel> kernel_;
 };
@@ -378,6 +380,65 @@ TEST_F(NbdConnectionTest, WritesAndReadsBackEverySize) {
     EXPECT_EQ(counters().writes, 8u);
     EXPECT_EQ(counters().bytes_read, counters().bytes_written);
     EXPECT_EQ(counters().errors, 0u);
+}
+
+struct SocketEnds {
+    SocketEnds() {
+        std::array<int, 2> ends{};
+        if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
+            throw std::runtime_error("socketpair failed");
+        ours.reset(ends[0]);
+        kernels.reset(ends[1]);
+    }
+    UniqueFd ours, kernels;
+};
+
+TEST(NbdFence, WaitsForOthersThatWereShutDownUntilTheyLeave) {
+    NbdFence fence;
+    SocketEnds first;
+    SocketEnds second;
+    fence.enter(0, first.ours.get());
+    fence.enter(15, second.ours.get());
+    EXPECT_FALSE(fence.must_wait(0));
+    EXPECT_FALSE(fence.must_wait(15));
+    ::shutdown(first.kernels.get(), SHUT_RDWR);  // as the kernel does
+    EXPECT_TRUE(fence.must_wait(15));
+    EXPECT_FALSE(fence.must_wait(0)) << "nobody waits for itself";
+    fence.leave(0);
+    EXPECT_FALSE(fence.must_wait(15));
+    second.kernels.reset();
+    EXPECT_TRUE(fence.must_wait(0));
+}
+
+TEST_F(NbdConnectionTest, AWriteWaitsForTheEndOfConnectionsThatWereShutDown) {
+    SocketEnds other;
+    fence_.enter(1, other.ours.get());
+    const auto data = pattern(4096, 1);
+    kernel_->write(1, 0, data);
+    expect_reply(1);
+    other.kernels.reset();
+    const auto newer = pattern(4096, 2);
+    kernel_->write(2, 0, newer);
+    int unread = 1;
+    while (unread != 0) ASSERT_EQ(::ioctl(connection_->socket(), FIONREAD, &unread), 0);
+    for (int n = 0; n < 10'000; ++n) std::this_thread::yield();
+    EXPECT_TRUE(target_.content(0, 4096) == data) << "the other may still have the old one before it";
+    fence_.leave(1);
+    expect_reply(2);
+    EXPECT_TRUE(target_.content(0, 4096) == newer);
+}
+
+TEST_F(NbdConnectionTest, OneThatWasShutDownItselfDoesNotWait) {
+    SocketEnds other;
+    fence_.enter(1, other.ours.get());
+    other.kernels.reset();
+    kernel_->write(1, 0, pattern(4096, 1));
+    kernel_->shut_down();
+    connection_->join();  // both would wait for each other
+    EXPECT_TRUE(connection_->has_ended());
+    EXPECT_EQ(target_.content(0, 4096), std::vector<std::byte>(4096)) << "it is sent again";
+    fence_.leave(1);
+    start();
 }
 
 TEST_F(NbdConnectionTest, PutsTogetherWhatComesInPieces) {

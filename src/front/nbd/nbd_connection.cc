@@ -26,9 +26,6 @@ constexpr unsigned kRoundsBeforeYield = 64;
 
 /// A second look at a full target even if its event never comes.
 constexpr int kRoomTimeoutMs = 1000;
-/// What changes pages is not carried out longer than this after the last look at the connection: less than
-/// the request timeouts of nbd_frontend.cc.
-constexpr std::uint64_t kAliveNs = 1'000'000'000;
 /// When the kernel has no memory for a reply: nothing tells us when it has.
 constexpr int kStarvedTimeoutMs = 1;
 
@@ -58,17 +55,18 @@ class RealTime {
 
 }  // namespace
 
-Result<std::unique_ptr<NbdConnection>> NbdConnection::make(const Shared& shared, UniqueFd socket) {
+Result<std::unique_ptr<NbdConnection>> NbdConnection::make(const Shared& shared, std::uint32_t number,
+                                                           UniqueFd socket) {
     auto memory = IoMemory::make(shared.target, kNbdPoolBytes);
     if (!memory) return std::move(memory).error();
     auto queue = shared.target.make_queue(kNbdSlots);
     if (!queue) return std::move(queue).error();
     return std::unique_ptr<NbdConnection>(
-        new NbdConnection(shared, std::move(socket), std::move(*memory), std::move(*queue)));
+        new NbdConnection(shared, number, std::move(socket), std::move(*memory), std::move(*queue)));
 }
 
-Result<void> NbdConnection::start(std::uint32_t number) {
-    if (auto started = thread_.start(fmt::format("vs-nbd-{}", number), &NbdConnection::main, this); !started)
+Result<void> NbdConnection::start() {
+    if (auto started = thread_.start(fmt::format("vs-nbd-{}", number_), &NbdConnection::main, this); !started)
         return started;
     ready_.wait();
     return {};
@@ -85,7 +83,7 @@ void NbdConnection::main(void* self) {
         log_event(LogLevel::warning, "no real-time priority for replies: they may wait for memory, errno",
                   static_cast<std::uint64_t>(errno));
     connection.ready_.count_down();
-    connection.alive_at_ns_ = now_ns();
+    connection.shared_.fence.enter(connection.number_, connection.socket_.get());
     connection.serve();
     connection.end();
     connection.has_ended_.store(true, std::memory_order_release);
@@ -117,6 +115,7 @@ bool NbdConnection::receive() {
     input_ = receiver_.fill(socket_.get());
     if (input_ == NbdIo::closed) state_ = State::lost;
     if (input_ != NbdIo::moved && input_ != NbdIo::drained) return false;
+    has_new_bytes_ = true;
     take_requests();
     return true;
 }
@@ -144,10 +143,13 @@ bool NbdConnection::take_requests() {
 }
 
 void NbdConnection::begin(NbdSlot& slot) {
+    if (state_ != State::serving) return;
     switch (slot.kind) {
-        case Kind::read:
         case Kind::write:
         case Kind::discard:
+            if (await_others()) submit(slot);
+            break;
+        case Kind::read:
             submit(slot);
             break;
         case Kind::flush:
@@ -163,25 +165,28 @@ void NbdConnection::begin(NbdSlot& slot) {
 }
 
 void NbdConnection::submit(NbdSlot& slot) {
-    if (slot.op != BlockRequest::Op::read && !is_alive()) {
-        state_ = State::lost;
-        return;
-    }
     const IoStatus status = queue_->submit(slot);
     if (status == IoStatus::retry) waiting_.push(slot);
     if (is_final(status)) complete(slot);
 }
 
-/// Asked of the kernel only if that was long ago. If it has given up a request, it has shut its end down
-/// before, and may have sent it over another connection, and a newer write after it: carried out now, the old
-/// one would overwrite that. This thread may have stood still (SIGSTOP) at any point.
-bool NbdConnection::is_alive() {
-    const std::uint64_t now = now_ns();
-    if (now - alive_at_ns_ < kAliveNs) return true;
-    pollfd end{socket_.get(), 0, 0};
-    if (::poll(&end, 1, 0) != 0) return false;
-    alive_at_ns_ = now;
+/// See NbdFence. Those that were shut down see that soon, and end when what they have begun has ended. False
+/// if this one was shut down, too: what came over it is sent again.
+bool NbdConnection::await_others() {
+    if (!std::exchange(has_new_bytes_, false)) return true;
+    while (shared_.fence.must_wait(number_) && !shared_.stop.requested()) {
+        if (is_hung_up()) {
+            state_ = State::lost;
+            return false;
+        }
+        ::sched_yield();
+    }
     return true;
+}
+
+bool NbdConnection::is_hung_up() const {
+    pollfd end{socket_.get(), 0, 0};
+    return ::poll(&end, 1, 0) > 0;
 }
 
 bool NbdConnection::complete_finished() {
@@ -227,7 +232,8 @@ void NbdConnection::wait() {
                                {shared_.stop.fd(), POLLIN, 0}}};
     const int ready = ::poll(fds.data(), fds.size(), timeout_ms);
     if (ready < 0) return;
-    // The kernel has shut its end down: see is_alive.
+    // The kernel has shut its end down: it takes no replies any more and may have sent what is waiting here
+    // to another connection, which waits for our end (NbdFence).
     if ((fds[0].revents & (POLLHUP | POLLERR)) != 0) {
         state_ = State::lost;
         return;
@@ -267,6 +273,7 @@ void NbdConnection::end() {
     if (state_ == State::broken)
         log_event(LogLevel::error, "an NBD connection is out of step and is closed, requests in it",
                   slots_.taken());
+    shared_.fence.leave(number_);
     ::shutdown(socket_.get(), SHUT_RDWR);
 }
 

@@ -26,6 +26,7 @@
 #include "base/unique_fd.h"
 #include "front/frontend.h"
 #include "front/io_parts.h"
+#include "front/nbd/nbd_fence.h"
 #include "front/nbd/nbd_slots.h"
 #include "front/nbd/nbd_stream.h"
 #include "front/target.h"
@@ -38,20 +39,25 @@ class NbdConnection {
     struct Shared {
         Target& target;
         const StopSignal& stop;
+        NbdFence& fence;
     };
 
-    /// `socket`: a stream socket; requests come out of it.
-    static Result<std::unique_ptr<NbdConnection>> make(const Shared& shared, UniqueFd socket);
+    /// `socket`: a stream socket; requests come out of it. `number`: of the device's connections, below
+    /// NbdFence::kConnectionsMax.
+    static Result<std::unique_ptr<NbdConnection>> make(const Shared& shared, std::uint32_t number,
+                                                       UniqueFd socket);
     /// REQUIRES: joined, or never started. Closes the socket.
     ~NbdConnection() = default;
     NbdConnection(const NbdConnection&) = delete;
     NbdConnection& operator=(const NbdConnection&) = delete;
 
     /// Starts the thread "vs-nbd-NUMBER" and waits until it is ready to serve.
-    Result<void> start(std::uint32_t number);
+    Result<void> start();
     /// Waits for its end, which comes after StopSignal::request or with the end of the connection.
     void join();
     [[nodiscard]] int socket() const { return socket_.get(); }
+    /// Nobody holds the other end, or it was shut down. Any thread.
+    [[nodiscard]] bool is_hung_up() const;
     /// The kernel has dropped it, or was out of step: nothing is in flight here any more. Control thread.
     [[nodiscard]] bool has_ended() const { return has_ended_.load(std::memory_order_acquire); }
     void add_counters(FrontendCounters& sum) const { counters_.add_to(sum); }
@@ -60,9 +66,10 @@ class NbdConnection {
     /// How the connection stands. Only serving becomes something else.
     enum class State : std::uint8_t { serving, disconnected, lost, broken };
 
-    NbdConnection(const Shared& shared, UniqueFd socket, std::unique_ptr<IoMemory> memory,
-                  std::unique_ptr<TargetQueue> queue)
+    NbdConnection(const Shared& shared, std::uint32_t number, UniqueFd socket,
+                  std::unique_ptr<IoMemory> memory, std::unique_ptr<TargetQueue> queue)
         : shared_(shared),
+          number_(number),
           socket_(std::move(socket)),
           memory_(std::move(memory)),
           queue_(std::move(queue)),
@@ -75,7 +82,7 @@ class NbdConnection {
     bool take_requests();
     void begin(NbdSlot& slot);
     void submit(NbdSlot& slot);
-    [[nodiscard]] bool is_alive();
+    [[nodiscard]] bool await_others();
     bool complete_finished();
     void submit_waiting();
     void complete(NbdSlot& slot);
@@ -87,6 +94,7 @@ class NbdConnection {
 
     // Constant after make.
     const Shared shared_;
+    const std::uint32_t number_;
     const UniqueFd socket_;
     const std::unique_ptr<IoMemory> memory_;
     const std::unique_ptr<TargetQueue> queue_;
@@ -102,7 +110,7 @@ class NbdConnection {
     NbdIo input_ = NbdIo::moved;                                   // what the last read did
     NbdIo output_ = NbdIo::moved;                                  // what the last send did
     unsigned rounds_without_progress_ = 0;
-    std::uint64_t alive_at_ns_ = 0;  // the kernel had not dropped the connection
+    bool has_new_bytes_ = false;  // of which no change of pages was carried out yet
     // Self-synchronised.
     std::atomic<bool> has_ended_{false};
     std::latch ready_{1};

@@ -32,7 +32,7 @@ namespace fs = std::filesystem;
 /// The kernel gives each hardware queue, so each connection, to a share of the CPUs. More than four do not
 /// make one device faster.
 constexpr std::uint32_t kConnectionsDefaultMax = 4;
-constexpr std::uint32_t kConnectionsMax = 16;
+constexpr std::uint32_t kConnectionsMax = NbdFence::kConnectionsMax;
 
 /// What happens to I/O when this process dies or stands still.
 struct Timeouts {
@@ -54,6 +54,8 @@ constexpr Timeouts kFollowed{.dead_connection_s = 300, .request_s = 5};
 
 /// Until the kernel has noticed that a dead process's sockets are closed.
 constexpr std::uint64_t kReconnectTimeoutNs = 30'000'000'000;
+/// When it has noticed the first of them.
+constexpr std::uint64_t kOthersTimeoutNs = 2'000'000'000;
 constexpr timespec kReconnectPause{0, 2'000'000};
 
 /// No SEND_FLUSH, so no write cache: what is acknowledged is as safe as it will ever be. No ROTATIONAL: swap
@@ -171,7 +173,8 @@ class NbdFrontend final : public Frontend {
     Result<void> serve(Target& target, const FrontendOptions& options);
     Result<void> go_on(Target& target, const FrontendOptions& options, UniqueFd kept);
     Result<UniqueFd> make_connection(Target& target, std::uint32_t number, int fd_above);
-    Result<void> replace(std::uint32_t number);
+    Result<bool> connect_again(Target& target, std::uint32_t number, std::uint64_t patience_ns);
+    void end_connection(std::uint32_t number);
     Result<void> keep();
     void drop_kept();
     Result<std::vector<UniqueFd>> start_connections(Target& target, std::uint32_t count, int fd_above);
@@ -182,6 +185,7 @@ class NbdFrontend final : public Frontend {
     FdKeeper* keeper_ = nullptr;  // of the device's descriptor, or null
     FrontendCounters ended_;      // of the connections that are gone
     std::unique_ptr<StopSignal> stop_;
+    NbdFence fence_;
     std::vector<std::unique_ptr<NbdConnection>> connections_;
     std::optional<NbdDevice> device_;
 };
@@ -200,7 +204,8 @@ NbdFrontend::~NbdFrontend() {
 
 FrontendCounters NbdFrontend::do_counters() const {
     FrontendCounters sum = ended_;
-    for (const auto& connection : connections_) connection->add_counters(sum);
+    for (const auto& connection : connections_)
+        if (connection) connection->add_counters(sum);
     return sum;
 }
 
@@ -261,17 +266,22 @@ Result<void> NbdFrontend::go_on(Target& target, const FrontendOptions& options, 
     auto device = NbdDevice::adopt(system_, settings_for(target, options), std::move(kept));
     if (!device) return std::move(device).error();
     device_.emplace(std::move(*device));
-    auto kernel_ends =
-        start_connections(target, connection_count(options.threads), device_->descriptor().get());
-    if (!kernel_ends) return std::move(kernel_ends).error();
-    const std::uint64_t deadline = now_ns() + kReconnectTimeoutNs;
-    for (const auto& end : *kernel_ends) {
-        auto connected = device_->reconnect(end.get());
-        while (!connected && connected.error().code == Errc::busy && now_ns() < deadline) {
-            ::nanosleep(&kReconnectPause, nullptr);
-            connected = device_->reconnect(end.get());
-        }
-        if (!connected) return connected;
+    auto stop = StopSignal::make();
+    if (!stop) return std::move(stop).error();
+    stop_ = std::move(*stop);
+    const std::uint32_t count = connection_count(options.threads);
+    for (std::uint32_t n = 0; n < count; ++n) {
+        auto connected = connect_again(target, n, n == 0 ? kReconnectTimeoutNs : kOthersTimeoutNs);
+        if (!connected) return std::move(connected).error();
+        if (*connected) continue;
+        if (n == 0)
+            return Error{
+                Errc::failed, 0,
+                fmt::format("the kernel does not give up the dead connections of {}", device_->path())};
+        log_warning("{} has {} connections, where {} were expected", device_->path(), n, count);
+        end_connection(n);
+        connections_.pop_back();
+        break;
     }
     target_ = &target;
     keeper_ = options.keeper;
@@ -282,18 +292,32 @@ Result<void> NbdFrontend::go_on(Target& target, const FrontendOptions& options, 
 void NbdFrontend::do_maintain() {
     if (keeper_ == nullptr || !device_) return;
     for (std::uint32_t n = 0; n < connections_.size(); ++n) {
-        if (!connections_[n]->has_ended()) continue;
-        if (auto replaced = replace(n); !replaced)
-            log_warning("{}", std::move(replaced).error().in("nbd frontend").text());
+        if (connections_[n] && !connections_[n]->has_ended()) continue;
+        const auto connected = connect_again(*target_, n, 0);
+        if (!connected) log_warning("nbd frontend: {}", connected.error().text());
     }
 }
 
-Result<void> NbdFrontend::replace(std::uint32_t number) {
+/// In the place of one that has ended. False if the kernel knows of no dead one, for so long.
+Result<bool> NbdFrontend::connect_again(Target& target, std::uint32_t number, std::uint64_t patience_ns) {
+    const std::uint64_t begin = now_ns();
+    for (;;) {
+        end_connection(number);  // first, for its memory: there may be no other
+        auto kernel_end = make_connection(target, number, device_->descriptor().get());
+        if (!kernel_end) return std::move(kernel_end).error();
+        if (auto told = device_->reconnect(kernel_end->get()); !told) return std::move(told).error();
+        kernel_end->reset();
+        if (!connections_[number]->is_hung_up()) return true;
+        if (now_ns() - begin >= patience_ns) return false;
+        ::nanosleep(&kReconnectPause, nullptr);
+    }
+}
+
+void NbdFrontend::end_connection(std::uint32_t number) {
+    if (number >= connections_.size() || !connections_[number]) return;
     connections_[number]->join();
     connections_[number]->add_counters(ended_);
-    auto kernel_end = make_connection(*target_, number, device_->descriptor().get());
-    if (!kernel_end) return std::move(kernel_end).error();
-    return device_->reconnect(kernel_end->get());
+    connections_[number].reset();
 }
 
 /// For a process that takes over. The same open file: as long as the keeper has it, the device does not end.
@@ -326,9 +350,9 @@ Result<std::vector<UniqueFd>> NbdFrontend::start_connections(Target& target, std
 Result<UniqueFd> NbdFrontend::make_connection(Target& target, std::uint32_t number, int fd_above) {
     auto pair = make_socket_pair(fd_above);
     if (!pair) return std::move(pair).error();
-    auto connection = NbdConnection::make({target, *stop_}, std::move(pair->ours));
+    auto connection = NbdConnection::make({target, *stop_, fence_}, number, std::move(pair->ours));
     if (!connection) return std::move(connection).error();
-    if (auto started = (*connection)->start(number); !started) return std::move(started).error();
+    if (auto started = (*connection)->start(); !started) return std::move(started).error();
     if (number == connections_.size())
         connections_.push_back(std::move(*connection));
     else
@@ -341,7 +365,8 @@ Result<void> NbdFrontend::do_stop() {
     if (const std::string who = block_device_claimed_by(device_->path()); !who.empty())
         return block_device_busy(device_->path(), who);
     std::vector<int> sockets;
-    for (const auto& connection : connections_) sockets.push_back(connection->socket());
+    for (const auto& connection : connections_)
+        if (connection) sockets.push_back(connection->socket());
     drop_kept();
     if (auto detached = device_->detach(sockets); !detached) {
         if (keeper_ != nullptr)
@@ -356,10 +381,7 @@ Result<void> NbdFrontend::do_stop() {
 
 void NbdFrontend::end_connections() {
     if (stop_) stop_->request();
-    for (auto& connection : connections_) {
-        connection->join();
-        connection->add_counters(ended_);
-    }
+    for (std::uint32_t n = 0; n < connections_.size(); ++n) end_connection(n);
     connections_.clear();
     stop_.reset();
 }

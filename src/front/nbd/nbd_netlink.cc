@@ -202,12 +202,8 @@ Result<void> NbdNetlink::reconnect(std::uint32_t index, const std::string& backe
     message.u32(nbd_abi::kAttrIndex, index);
     message.text(nbd_abi::kAttrBackend, backend);
     message.sockets(std::array{socket});
-    auto answer = exchange(socket_.get(), message);
+    auto answer = request(socket_.get(), message, fmt::format("take another connection of nbd{}", index));
     if (!answer) return std::move(answer).error();
-    const std::string what = fmt::format("take another connection of nbd{}", index);
-    // What nbd_reconnect_socket says if no socket is marked as dead.
-    if (answer->error == ENOSPC) return Error{Errc::busy, ENOSPC, "the kernel has no need to " + what};
-    if (answer->error != 0) return kernel_error(answer->error, what);
     return {};
 }
 

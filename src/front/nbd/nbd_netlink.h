@@ -37,7 +37,8 @@ class NbdNetlink {
     /// flight.
     Result<void> set_client_flags(std::uint32_t index, const std::string& backend, std::uint64_t flags);
     /// A connection in the place of one that is dead. `socket`: as for connect. Requests may come before this
-    /// returns. Error busy: none is dead, or is known to be yet.
+    /// returns. If none is dead, or known to be yet, the kernel says yes all the same and does not take the
+    /// socket: its other end hangs up when `socket` is closed.
     Result<void> reconnect(std::uint32_t index, const std::string& backend, int socket);
     /// Ends a device whoever uses it; what is in flight fails. The device is free again when nobody has it
     /// open. None is connected under this number: fine.

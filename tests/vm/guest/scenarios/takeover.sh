@@ -60,7 +60,7 @@ done
 end_hog swap
 down s
 
-up g 64M --no-swapon
+up g 64M # in use as swap: its users must get errors, and swapoff an end
 device=$(status_of g device)
 worker=$(status_of g worker_pid)
 kill -KILL "$(status_of g guardian_pid)"
