@@ -23,7 +23,7 @@ Result<std::string> the_only_one() {
 /// With guardian and worker dead its I/O may wait for ever, and swapoff with it.
 Result<void> abandon(const DeviceStatus& status) {
     constexpr int kTimeoutMs = 70'000;
-    auto said = run_self({"internal-abandon", status.device, status.name}, kTimeoutMs);
+    auto said = start_self({"internal-abandon", status.device, status.name}, kTimeoutMs);
     if (!said) return std::move(said).error();
     if (*said == "done") return {};
     return parse_error(*said, "the device is not ended");

@@ -266,7 +266,7 @@ class Guardian {
     /// Its I/O would wait for ever for a worker.
     void abandon_device() {
         if (!kept_.has(kFrontDeviceKey)) return;
-        const auto said = run_self({kAbandonRole, device_, config_.name}, kAbandonTimeoutMs);
+        const auto said = start_self({kAbandonRole, device_, config_.name}, kAbandonTimeoutMs);
         if (said && *said == "done") return;
         log_error("{}", said ? parse_error(*said, "its device is not ended").text() : said.error().text());
     }

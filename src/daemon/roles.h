@@ -27,8 +27,8 @@ int run_worker();
 int run_probe(const std::vector<std::string>& arguments);
 /// Prints a ProbedSpill as JSON. Argument: a directory or block device.
 int run_spill_probe(const std::vector<std::string>& arguments);
-/// Ends a device that waits for a worker which will not come (abandon_device); prints "done" or an error as
-/// JSON. Arguments: its path and its name.
+/// For a device that waits for a worker which will not come (abandon_device). Prints "done" or an error as
+/// JSON, closes its output, and goes on for as long as the device needs it. Arguments: its path and its name.
 int run_abandon(const std::vector<std::string>& arguments);
 /// Prints bench results as JSON. Argument: a BenchRequest as JSON.
 int run_store_bench(const std::vector<std::string>& arguments);

@@ -42,11 +42,14 @@ std::vector<FrontendReport> survey_frontends() {
     return {{"ublk", ublk_problem()}, {"nbd", nbd_problem()}, {"loop", loop_problem()}};
 }
 
-Result<void> abandon_device(const std::string& path, const std::string& name) {
+Result<void> abandon_device(const std::string& path, const std::string& name,
+                            const std::function<void()>& ended) {
     const std::string kernel_name = kernel_name_of(path);
-    if (kernel_name.starts_with("ublk")) return abandon_ublk_device(path);
-    if (kernel_name.starts_with("nbd")) return abandon_nbd_device(path, name);
-    return {};  // loop devices end with the descriptors that were kept
+    if (kernel_name.starts_with("ublk")) return abandon_ublk_device(path, ended);
+    if (kernel_name.starts_with("nbd"))
+        if (auto disconnected = abandon_nbd_device(path, name); !disconnected) return disconnected;
+    ended();  // loop devices end with the descriptors that were kept
+    return {};
 }
 
 Result<std::unique_ptr<Frontend>> make_frontend(std::string_view wanted) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -77,10 +78,12 @@ struct FrontendReport {
 /// All frontends of this binary, best first.
 [[nodiscard]] std::vector<FrontendReport> survey_frontends();
 
-/// Ends the device at `path` that was the device `name`, whose process has died and which would wait for
-/// another, so that its I/O fails from now on. One that does not wait, or is another's by now, is left as it
-/// is. Waits until the kernel has noticed the death. Errors: busy (it is still being served), failed.
-Result<void> abandon_device(const std::string& path, const std::string& name);
+/// The device at `path` that was the device `name`, whose process has died and which would wait for another:
+/// its I/O fails from now on. Calls `ended` when that is so, or when there is nothing to do; returns when the
+/// device needs nobody any more, which for ublk is when its last user has gone. Errors: failed; then `ended`
+/// was not called.
+Result<void> abandon_device(const std::string& path, const std::string& name,
+                            const std::function<void()>& ended);
 
 /// Makes the named one; "auto" takes the best that survey_frontends finds usable. Errors: usage (no such
 /// name), unavailable (its problem).

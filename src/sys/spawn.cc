@@ -103,6 +103,19 @@ Result<std::string> run_self(const std::vector<std::string>& arguments, int time
     return output;
 }
 
+Result<std::string> start_self(const std::vector<std::string>& arguments, int timeout_ms) {
+    int ends[2];
+    if (::pipe2(ends, O_CLOEXEC) != 0) return sys_error("cannot make a pipe");
+    const UniqueFd read_end(ends[0]);
+    UniqueFd write_end(ends[1]);
+    auto pid = spawn_self({arguments, {}, SpawnSession::detached, write_end.get()});
+    if (!pid) return std::move(pid).error();
+    write_end.reset();
+    auto output = collect(read_end.get(), timeout_ms);
+    if (!output) ::kill(*pid, SIGKILL);
+    return output;
+}
+
 Result<UniqueFd> text_in_memfd(const char* name, std::string_view text) {
     UniqueFd fd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (!fd || ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))

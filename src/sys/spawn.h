@@ -37,6 +37,10 @@ Result<pid_t> spawn_self(const SpawnRequest& request);
 /// signal; exit statuses other than 0 are no error if there is output.
 Result<std::string> run_self(const std::vector<std::string>& arguments, int timeout_ms);
 
+/// Starts this program with the arguments, in a session of its own, and returns what it writes to standard
+/// output until it closes that. It is not waited for. Errors: failed, as run_self.
+Result<std::string> start_self(const std::vector<std::string>& arguments, int timeout_ms);
+
 /// A sealed memfd with the text at its start, to inherit. Errors: failed.
 Result<UniqueFd> text_in_memfd(const char* name, std::string_view text);
 /// All that a memfd or pipe holds, at most 1 MiB.

@@ -22,6 +22,8 @@ ALLOWED = (
     ("takeover", r"block nbd\d+: (Request send failed, requeueing|Dead connection, failed to find a fallback)$"),
     ("takeover", r"block nbd\d+: Connection timed out, retrying \(\d/\d alive\)$"),
     ("takeover", r"I/O error, dev (loop|ublkb|nbd)\d+, sector"),
+    ("takeover", r"Buffer I/O error on dev (loop|ublkb|nbd)\d+, logical block"),
+    ("takeover", r"Dev (loop|ublkb|nbd)\d+: unable to read RDB block \d+$"),
     # How the driver tells of every disconnect.
     (None, r"block nbd\d+: shutting down sockets$"),
     # "N callbacks suppressed": of a message that was judged where it was shown.

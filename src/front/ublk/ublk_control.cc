@@ -259,10 +259,7 @@ Result<void> UblkControl::remove_without_server(std::uint32_t device) {
     if (!has_no_server(*info))
         return Error{Errc::busy, 0, fmt::format("ublk device {} has a server", device)};
     if (auto stopped = stop(device); !stopped) return stopped;
-    auto removed = remove(device);
-    // It has no block device any more, and its number goes when the last who had that open closes it.
-    if (!removed && removed.error().code == Errc::busy) return {};
-    return removed;
+    return remove(device);
 }
 
 void UblkControl::remove_abandoned(const UblkHost& host) {

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "front/block_device.h"
 #include "front/ublk/ublk_device.h"
+#include "front/ublk/ublk_last_stand.h"
 
 namespace vramswap {
 namespace {
@@ -128,16 +129,18 @@ std::unique_ptr<Frontend> make_ublk_frontend_in(UblkHost host) {
     return std::make_unique<UblkFrontend>(std::move(host));
 }
 
-Result<void> abandon_ublk_device(const std::string& path) {
+Result<void> abandon_ublk_device(const std::string& path, const std::function<void()>& ended) {
     const auto number = ublk_number(kernel_name_of(path), kBlockPrefix);
-    if (!number) return {};
+    if (!number) return Error{Errc::usage, 0, path + " is no ublk device"};
     auto control = UblkControl::open({});
     if (!control) return std::move(control).error();
     const auto info = control->look_at(*number);
-    if (!info) return {};
-    const auto owner = owner_of(*info);
-    if (owner != ::getppid() && is_alive(owner)) return {};
-    return retry_while_busy([&] { return control->remove_without_server(*number); });
+    const auto owner = info ? owner_of(*info) : 0;
+    if (!info || (owner != ::getppid() && is_alive(owner))) {
+        ended();  // it is another's by now, or nobody's
+        return {};
+    }
+    return serve_errors({}, *number, ended);
 }
 
 std::string ublk_problem_in(const UblkHost& host) {

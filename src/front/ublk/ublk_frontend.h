@@ -4,6 +4,7 @@
 // Control thread only; may block.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,10 +19,10 @@ namespace vramswap {
 /// Loads the driver's module if it is missing.
 [[nodiscard]] std::string ublk_problem();
 
-/// Ends a device that waits for a server, whoever uses it: its I/O fails from now on. Another's is left as it
-/// is. `path`: "/dev/ublkb3". Waits for the kernel to notice the server's death. Errors: busy (it has a
-/// server), and those of UblkControl.
-Result<void> abandon_ublk_device(const std::string& path);
+/// For a device that waits for a server: its I/O fails from now on, whoever uses it. `path`: "/dev/ublkb3".
+/// Calls `ended` when that is so (or the device is another's, which is left as it is), and returns when
+/// nobody uses the device any more and it is gone. Errors: those of UblkDevice::take_over.
+Result<void> abandon_ublk_device(const std::string& path, const std::function<void()>& ended);
 
 /// The first two with other folders in the place of /dev and /proc: for tests of what happens when things are
 /// missing.

@@ -67,4 +67,5 @@ kill -KILL "$(status_of g guardian_pid)"
 kill -KILL "$worker"
 wait_until 100 test ! -d "/proc/$worker" || fail "worker $worker does not end"
 down g
+[ "$FRONTEND" != ublk ] || wait_until 20 test ! -e "$device" || fail "$device stays, though nobody uses it"
 expect "$(dd if="$device" bs=4k count=1 2>/dev/null | wc -c)" -eq 0
