@@ -206,8 +206,6 @@ void PageStore::give_back_segment(std::uint32_t number) {
 
 /// Waits so long for those that are being wiped.
 void PageStore::finish_leaving(std::uint64_t patience_ns) {
-    if (leaving_.empty()) return;
-    const SegmentChange change(parts_->segment_changes);
     const std::uint64_t begin = now_ns();
     for (;;) {
         std::erase_if(leaving_, [this](const Leaving& leaving) { return has_left(leaving); });
@@ -244,7 +242,10 @@ void PageStore::maintain() {
     parts_->maintenance_begins();
     parts_->use_clock.fetch_add(1, std::memory_order_relaxed);
     note_losses();
-    finish_leaving(0);
+    if (!leaving_.empty()) {
+        const SegmentChange change(parts_->segment_changes);
+        finish_leaving(0);
+    }
     SlotAllocator& slots = parts_->slots;
     const std::uint32_t free_before = slots.free_slots();
     const std::uint32_t segments_before = slots.segments();
