@@ -210,6 +210,8 @@ class Guardian {
 
     void reap_worker() {
         int status = 0;
+        while (worker_ <= 0 && ::waitpid(-1, nullptr, WNOHANG) > 0) {  // of abandon_device
+        }
         if (worker_ <= 0 || ::waitpid(worker_, &status, WNOHANG) != worker_) return;
         while (link_.valid()) {  // what it said before it ended
             pollfd p{link_.get(), POLLIN, 0};
